@@ -1,0 +1,67 @@
+"""Pre-norm transformer blocks with an optional cross-attention, shared by the merger and the feature decoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lavit.layers.attention import attention
+
+
+class Attention(nn.Module):
+    """Multi-head attention of ``x`` (B, N, D) over ``context`` (B, M, D), or over itself.
+
+    A boolean mask broadcastable to (B, 1, N, M) says what may be attended (True).
+    """
+
+    def __init__(self, width: int, heads: int, backend: str = "sdpa"):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+        self.heads, self.backend = heads, backend
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        context = x if context is None else context
+        query, key, value = (self._split(t) for t in (self.query(x), self.key(context), self.value(context)))
+        out = attention(query, key, value, mask, self.backend)
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """``x += self(norm0 x); x += cross(norm1 x, context); x += mlp(norm2 x)`` (LaVIT's merger and decoder block)."""
+
+    def __init__(self, width: int, heads: int, mlp: int, backend: str = "sdpa"):
+        super().__init__()
+        self.norm0, self.norm1, self.norm2 = (nn.LayerNorm(width) for _ in range(3))
+        self.self_attn = Attention(width, heads, backend)
+        self.cross_attn = Attention(width, heads, backend)
+        self.mlp = nn.Sequential(nn.Linear(width, mlp), nn.GELU(), nn.Linear(mlp, width))
+
+    def forward(
+        self, x: Tensor, context: Tensor, self_mask: Tensor | None = None, context_mask: Tensor | None = None
+    ) -> Tensor:
+        """x (B, N, D), context (B, M, D); masks broadcastable to (B, 1, N, N) and (B, 1, N, M), True = attend."""
+        x = x + self.self_attn(self.norm0(x), mask=self_mask)
+        x = x + self.cross_attn(self.norm1(x), context, context_mask)
+        return x + self.mlp(self.norm2(x))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Truncated-normal (std 0.02) linear weights and zero biases, in place, for every Linear below ``module``."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def sequence_positions(length: int, width: int) -> nn.Parameter:
+    """A learned (length, width) position table, truncated-normal with std 0.02."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(length, width), std=0.02))

@@ -1,0 +1,202 @@
+"""Frozen timm encoders: pixels to a grid of standardized patch features.
+
+LaVIT reads the last block of EVA-CLIP ViT-g/14 before its final norm (arXiv 2309.04669, section 4); here that is
+``layers: [{name: blocks.39}]``. A convolutional encoder may read several layers, each resampled to one grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from lavit.config import OneOf
+from lavit.data.assets import fetch
+
+
+@dataclass
+class LayerConfig:
+    """One layer to read: the module's name inside the timm model, its width, and its weight in the features."""
+
+    name: str
+    width: int
+    weight: float = 1.0
+
+
+@dataclass
+class WeightsConfig(OneOf):
+    """Where the encoder's weights come from: an asset of this project, a local file, or a seeded random start."""
+
+    asset: str | None = None
+    file: str | None = None
+    random: int | None = None
+
+
+@dataclass
+class EncoderConfig:
+    """A frozen timm encoder.
+
+    ``mean`` and ``std`` are in pixel values of [0, 1]. ``clip`` bounds standardized features; 0 leaves them raw
+    (no standardization), which is what the paper does.
+    """
+
+    model: str = "tf_efficientnet_lite0"
+    weights: WeightsConfig = field(default_factory=lambda: WeightsConfig(asset="lite0-weights"))
+    image_size: int = 128
+    grid: int = 8
+    layers: list[LayerConfig] = field(default_factory=list)
+    mean: list[float] = field(default_factory=lambda: [127 / 255] * 3)
+    std: list[float] = field(default_factory=lambda: [128 / 255] * 3)
+    clip: float = 6.0
+
+    @property
+    def width(self) -> int:
+        return sum(layer.width for layer in self.layers)
+
+    @property
+    def patches(self) -> int:
+        return self.grid**2
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, S, S) in [0, 1] to features (B, P, D), P = grid², D = the sum of the layers' widths.
+
+    The backbone is frozen and always in evaluation mode. ``standardize_by`` sets the statistics of the features.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        if not config.layers:
+            raise ValueError("tokenizer.encoder.layers is empty; name at least one layer, e.g. {name: blocks.4, width: 112}")
+        self.config = config
+        self.backbone = timm.create_model(config.model, **_timm_options(config))
+        load_weights(self.backbone, config.weights)
+        self.backbone.eval().requires_grad_(False)
+        weights = torch.cat([torch.full((layer.width,), layer.weight) for layer in config.layers])
+        self.register_buffer("channel_weight", weights, persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.zeros(config.width))
+        self.register_buffer("std", torch.ones(config.width))
+
+    def train(self, mode: bool = True) -> Encoder:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Standardized features (B, P, D) float32 of images (B, 3, S, S) in [0, 1]."""
+        return self.standardize(self.raw(images))
+
+    @torch.no_grad()
+    def raw(self, images: Tensor) -> Tensor:
+        """Features (B, P, D) float32 as the backbone gives them, layers concatenated."""
+        size = self.config.image_size
+        if images.shape[1:] != (3, size, size):
+            raise ValueError(f"images must be (B, 3, {size}, {size}) as tokenizer.encoder says; got {tuple(images.shape)}")
+        outputs = self._layer_outputs((images - self.pixel_mean) / self.pixel_std)
+        maps = [self._to_grid(outputs[layer.name], layer) for layer in self.config.layers]
+        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2).float().contiguous()
+
+    def standardize(self, raw: Tensor) -> Tensor:
+        """Raw features (..., D) to zero mean and unit variance by training statistics, clipped, then weighted."""
+        if self.config.clip:
+            raw = ((raw.float() - self.mean) / self.std).clamp(-self.config.clip, self.config.clip)
+        return raw * self.channel_weight
+
+    def standardize_by(self, mean: Tensor, std: Tensor) -> None:
+        """Set the training statistics, both (D,) float32 of raw features."""
+        self.mean.copy_(mean)
+        self.std.copy_(std.clamp_min(1e-6))
+
+    def head(self, images: Tensor) -> Tensor:
+        """Pooled pre-classifier features (B, C) of images (B, 3, S, S) in [0, 1]: the space of retrieval metrics."""
+        with torch.no_grad():
+            maps = self.backbone.forward_features((images - self.pixel_mean) / self.pixel_std)
+            return self.backbone.forward_head(maps, pre_logits=True).float()
+
+    def _layer_outputs(self, pixels: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        modules = dict(self.backbone.named_modules())
+        hooks = []
+        for layer in self.config.layers:
+            if layer.name not in modules:
+                raise ValueError(f"encoder layer '{layer.name}' is not in timm's {self.config.model}")
+            keep = lambda _m, _i, out, name=layer.name: outputs.__setitem__(name, out)  # noqa: E731
+            hooks.append(modules[layer.name].register_forward_hook(keep))
+        try:
+            self.backbone.forward_features(pixels)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return outputs
+
+    def _to_grid(self, out: Tensor, layer: LayerConfig) -> Tensor:
+        grid = self.config.grid
+        if out.dim() == 3:  # a transformer's (B, prefix + P, D)
+            out = out[:, self.backbone.num_prefix_tokens :]
+            if out.shape[1] != grid**2:
+                raise ValueError(
+                    f"tokenizer.encoder.grid is {grid} ({grid**2} patches) but {self.config.model} gives {out.shape[1]} "
+                    f"patches at image_size {self.config.image_size}"
+                )
+            out = out.transpose(1, 2).unflatten(2, (grid, grid))
+        if out.shape[1] != layer.width:
+            raise ValueError(f"encoder layer '{layer.name}' has width {out.shape[1]}, the config says {layer.width}")
+        if out.shape[-1] > grid:
+            return F.adaptive_avg_pool2d(out, grid)
+        if out.shape[-1] < grid:
+            return F.interpolate(out, size=(grid, grid), mode="bilinear", align_corners=False)
+        return out
+
+
+def _timm_options(config: EncoderConfig) -> dict:
+    """Transformers need to be told the input size; convolutional networks refuse the argument."""
+    return {"img_size": config.image_size} if "vit" in config.model or "eva" in config.model else {}
+
+
+def load_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
+    """Fill ``backbone`` in place from an asset, a local state dict, or a seed.
+
+    Raises:
+        ValueError: missing, unexpected or differently shaped entries, by name.
+    """
+    kind, value = weights.chosen()
+    if kind == "random":
+        generator = torch.Generator().manual_seed(value)
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                if parameter.dim() > 1:
+                    fan_in = parameter[0].numel()
+                    parameter.normal_(0, fan_in**-0.5, generator=generator)
+        return
+    path = next(iter(sorted(Path(fetch(value)).rglob("*.pth"))), None) if kind == "asset" else Path(value)
+    if path is None or not path.is_file():
+        raise ValueError(f"no encoder weights at {path or value}; set tokenizer.encoder.weights.file to a state dict")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    own = backbone.state_dict()
+    if kind == "asset":
+        # The package names its layers in its own way, but lists the same tensors in the same order as timm.
+        state = dict(zip(own, state.values(), strict=True))
+    wrong = [name for name in own.keys() | state.keys() if name not in own or name not in state]
+    wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if wrong:
+        raise ValueError(f"{path} does not fit the encoder; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
+    backbone.load_state_dict(state)
+
+
+def to_pixels(image: Image.Image, size: int) -> Tensor:
+    """An RGB image as (3, size, size) float32 in [0, 1], padded with white to a square, bicubic."""
+    if image.width != image.height:
+        square = Image.new("RGB", (max(image.size),) * 2, (255, 255, 255))
+        square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
+        image = square
+    resized = image.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized, dtype=np.float32) / 255).permute(2, 0, 1)

@@ -1,0 +1,155 @@
+"""Nearest-code quantization with a codebook moved by exponential averages.
+
+LaVIT, arXiv 2309.04669, section 3.1: Linear–Tanh–Linear to 32 dimensions, l2 normalisation, nearest of K codes; the
+codebook starts from k-means over the features of a trained merger and follows them by moving averages (van den Oord
+et al., arXiv 1711.00937, appendix A.1). Codes that nobody chose for a while start anew at a random input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class QuantizerConfig:
+    """``codes`` of dimension ``width``; the paper's are 16,384 × 32.
+
+    A code whose averaged share of the tokens falls under ``dead_below`` of the mean share 1/K is restarted.
+    """
+
+    codes: int = 1024
+    width: int = 32
+    decay: float = 0.99
+    commitment: float = 0.25
+    dead_below: float = 0.03
+    kmeans_iterations: int = 10
+    kmeans_vectors: int = 32768
+
+
+class Quantized(NamedTuple):
+    """words (B, N, C) float, straight-through; codes (B, N) int64; commitment () float loss."""
+
+    words: Tensor
+    codes: Tensor
+    commitment: Tensor
+
+
+class Quantizer(nn.Module):
+    """Features (B, N, D) to words of the codebook. All arithmetic on distances and averages is fp32."""
+
+    def __init__(self, feature_width: int, config: QuantizerConfig, seed: int = 0):
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.proj = nn.Sequential(
+            nn.Linear(feature_width, feature_width), nn.Tanh(), nn.Linear(feature_width, config.width)
+        )
+        start = torch.randn(config.codes, config.width, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("codebook", F.normalize(start, dim=-1))
+        self.register_buffer("count", torch.full((config.codes,), 1 / config.codes))
+        self.register_buffer("total", self.codebook / config.codes)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def project(self, features: Tensor) -> Tensor:
+        """(..., D) features to unit vectors (..., C) float32."""
+        return F.normalize(self.proj(features).float(), dim=-1)
+
+    def nearest(self, unit: Tensor) -> Tensor:
+        """(..., C) unit vectors to (...) int64 codes."""
+        return (unit.float() @ self.codebook.T).argmax(-1)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """(...) int64 codes to (..., C) float32 words."""
+        return self.codebook[codes]
+
+    def forward(self, features: Tensor, keep: Tensor) -> Quantized:
+        """Quantize (B, N, D) features; in training mode also move the codebook by the kept ones.
+
+        The words of places that ``keep`` (B, N) leaves out are zero and touch nothing.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            unit = self.project(features.float())
+            with torch.no_grad():
+                codes = self.nearest(unit)
+                words = self.lookup(codes)
+            mask = keep[..., None].float()
+            commitment = ((unit - words).square().sum(-1) * keep).sum() / keep.sum()
+            if self.training:
+                self._move(unit.detach()[keep], codes[keep])
+            straight = unit + (words - unit).detach()
+            return Quantized(straight * mask, codes * keep, commitment)
+
+    @torch.no_grad()
+    def _move(self, unit: Tensor, codes: Tensor) -> None:
+        size, decay = self.config.codes, self.config.decay
+        count = torch.zeros(size, device=unit.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
+        total = torch.zeros_like(self.total).index_add_(0, codes, unit)
+        pool = gathered(unit)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(count)
+            dist.all_reduce(total)
+        # Shares instead of counts, so that neither the batch size nor the token counts change their scale.
+        self.count.mul_(decay).add_(count / len(pool), alpha=1 - decay)
+        self.total.mul_(decay).add_(total / len(pool), alpha=1 - decay)
+        self.updates += 1
+        dead = self.count < self.config.dead_below / size
+        if dead.any():
+            # Same generator and same pool on every rank: every rank restarts the same codes at the same vectors.
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.updates))
+            chosen = pool[torch.randint(len(pool), (int(dead.sum()),), generator=generator)]
+            self.total[dead] = chosen / size
+            self.count[dead] = 1 / size
+        self.codebook.copy_(F.normalize(self.total, dim=-1))
+
+    @torch.no_grad()
+    def start_from(self, unit: Tensor) -> None:
+        """Set the codebook to the k-means centres of (n, C) float32 unit vectors.
+
+        Raises:
+            ValueError: fewer vectors than codes.
+        """
+        if len(unit) < self.config.codes:
+            raise ValueError(
+                f"k-means needs at least {self.config.codes} vectors for as many codes and got {len(unit)}; "
+                "use more images or a smaller tokenizer.quantizer.codes"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        pick = torch.randperm(len(unit), generator=generator)[: max(self.config.kmeans_vectors, self.config.codes)]
+        centres, count = spherical_kmeans(unit[pick], self.config.codes, self.config.kmeans_iterations, generator)
+        share = count / count.sum()
+        self.codebook.copy_(centres)
+        self.count.copy_(share)
+        self.total.copy_(centres * share[:, None])
+
+
+def spherical_kmeans(unit: Tensor, size: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """k-means by cosine similarity over (n, C) unit vectors: (size, C) unit centres and (size,) float counts.
+
+    Starts at random vectors; an empty cluster moves to the vector that is worst served.
+    """
+    centres = unit[torch.randperm(len(unit), generator=generator)[:size]].clone()
+    for _ in range(iterations):
+        similarity, owner = (unit @ centres.T).max(-1)
+        count = torch.bincount(owner, minlength=size).float()
+        total = torch.zeros_like(centres).index_add_(0, owner, unit)
+        empty = count == 0
+        if empty.any():
+            worst = similarity.argsort()[: int(empty.sum())]
+            total[empty] = unit[worst]
+        centres = F.normalize(total, dim=-1)
+    owner = (unit @ centres.T).argmax(-1)
+    return centres, torch.bincount(owner, minlength=size).float().clamp_min(1.0)
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows (n, C) of every rank, in the order of ranks; ``rows`` itself on one rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    parts: list[Tensor | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows.cpu())
+    return torch.cat(parts).to(rows.device)

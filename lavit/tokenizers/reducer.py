@@ -1,0 +1,165 @@
+"""The dynamic part of LaVIT's tokenizer: a selector that keeps patches and a merger that folds the rest into them.
+
+LaVIT, arXiv 2309.04669, section 3.1. The merger runs on gathered kept tokens, so that what is dropped costs nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lavit.config import OneOf
+from lavit.layers.transformer import Block, init_weights
+from lavit.tokens import kept_index
+
+
+@dataclass
+class LearnedConfig:
+    """Content decides what is kept: eq. 1 with target rate ``rho`` and rate-loss weight ``rate_weight`` (eq. 4)."""
+
+    rho: float = 1 / 3
+    rate_weight: float = 2.0
+
+
+@dataclass
+class EvenConfig:
+    """A fixed number of evenly spaced patches, whatever the image: the baseline of the learned selection."""
+
+    tokens: int = 21
+
+
+@dataclass
+class SelectionConfig(OneOf):
+    learned: LearnedConfig | None = None
+    even: EvenConfig | None = None
+
+
+@dataclass
+class MergerConfig:
+    """``blocks`` pre-norm blocks of ``width``; the paper's size is 12 × 1408 with 16 heads and MLP 6144."""
+
+    width: int = 192
+    blocks: int = 2
+    heads: int = 4
+    mlp: int = 768
+
+
+class Selection(NamedTuple):
+    """keep (B, P) bool; gate (B, P) float, numerically ``keep`` but carrying the selector's gradient; probability
+    (B, P) float of being kept."""
+
+    keep: Tensor
+    gate: Tensor
+    probability: Tensor
+
+
+class Selector(nn.Module):
+    """Keep probabilities for patches (B, P, D): half of the channels see the patch, half the image's mean."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.inner = nn.Linear(width, width)
+        half = width - width // 2
+        self.out = nn.Sequential(
+            nn.Linear(width, half), nn.GELU(), nn.Linear(half, half // 2), nn.GELU(), nn.Linear(half // 2, 2)
+        )
+        init_weights(self)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, P, 2) float32 log-probabilities; column 0 = keep."""
+        # The decision is taken in fp32 whatever the precision around it.
+        with torch.autocast(features.device.type, enabled=False):
+            x = F.gelu(self.inner(self.norm(features.float())))
+            half = x.shape[-1] // 2
+            local, whole = x[..., :half], x[..., half:].mean(1, keepdim=True)
+            x = torch.cat([local, whole.expand(-1, x.shape[1], -1)], dim=-1)
+            return self.out(x).log_softmax(-1)
+
+    def select(self, features: Tensor, noise: Tensor | None = None) -> Selection:
+        """Decide what to keep.
+
+        Args:
+            features: (B, P, D).
+            noise: (B, P, 2) Gumbel noise for training (straight-through, temperature 1), already scaled by the
+                schedule; None decides by the probability alone and is deterministic.
+
+        Returns:
+            A Selection that keeps at least the likeliest patch of every image.
+        """
+        log_p = self(features)
+        scores = log_p if noise is None else log_p + noise
+        soft = scores.softmax(-1)[..., 0]
+        keep = soft > 0.5
+        best = scores[..., 0].argmax(1, keepdim=True)
+        keep = keep.scatter(1, best, True)
+        gate = keep.to(soft.dtype) + soft - soft.detach()
+        return Selection(keep, gate, log_p[..., 0].exp())
+
+
+def even_positions(patches: int, tokens: int) -> Tensor:
+    """(patches,) bool with ``tokens`` places spread evenly over the raster."""
+    if not 1 <= tokens <= patches:
+        raise ValueError(f"even.tokens is {tokens}, but an image has {patches} patches")
+    keep = torch.zeros(patches, dtype=torch.bool)
+    keep[((torch.arange(tokens) + 0.5) * patches / tokens).long()] = True
+    return keep
+
+
+def gumbel_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise of ``shape``, float32."""
+    return -torch.empty(shape).exponential_(generator=generator).log()
+
+
+def noise_scale(step: int, steps: int) -> float:
+    """Annealing of the Gumbel noise from 1 to 0 by a cosine over ``steps``, then 0.
+
+    With constant noise the rate loss can be met by probabilities that never cross one half, and the deterministic
+    decision collapses to one token.
+    """
+    return 0.5 * (1 + math.cos(math.pi * min(step / steps, 1.0))) if steps else 0.0
+
+
+class Merger(nn.Module):
+    """Kept patches attend to each other causally and to the dropped ones (paper, eq. 2), ``blocks`` times."""
+
+    def __init__(self, feature_width: int, config: MergerConfig, backend: str = "sdpa"):
+        super().__init__()
+        self.norm_in = nn.LayerNorm(feature_width)
+        same = feature_width == config.width
+        self.proj_in = nn.Identity() if same else nn.Linear(feature_width, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp, backend) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width)
+        init_weights(self)
+
+    def forward(self, features: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge.
+
+        Args:
+            features: (B, P, D_in) patches.
+            selection: what to keep.
+
+        Returns:
+            merged (B, N, D), keep (B, N) bool, position (B, N) int64; N = the most tokens of any image.
+        """
+        x = self.proj_in(self.norm_in(features))
+        index, real = kept_index(selection.keep)
+        rest, dropped = kept_index(~selection.keep)
+        # Gates are 1 where gathered; multiplying carries the straight-through gradient to the selector.
+        kept = _gather(x * selection.gate[..., None].to(x.dtype), index)
+        context = _gather(x * (1 - selection.gate)[..., None].to(x.dtype), rest)
+        n = index.shape[1]
+        causal = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
+        self_mask = (causal & real[:, None, :])[:, None]
+        for block in self.blocks:
+            kept = block(kept, context, self_mask, dropped[:, None, None, :])
+        return self.norm(kept) * real[..., None], real, index
+
+
+def _gather(x: Tensor, index: Tensor) -> Tensor:
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,124 @@
+"""LaVIT's tokenizer: encoder, selector and merger, quantizer, feature decoder, and the loss that trains them.
+
+Source: arXiv 2309.04669, section 3.1 and eq. 4.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lavit.tokenizers.decoder import FeatureDecoder, FeatureDecoderConfig, cosine
+from lavit.tokenizers.encoders import Encoder, EncoderConfig
+from lavit.tokenizers.quantizer import Quantizer, QuantizerConfig
+from lavit.tokenizers.reducer import (
+    LearnedConfig,
+    Merger,
+    MergerConfig,
+    Selection,
+    SelectionConfig,
+    Selector,
+    even_positions,
+)
+from lavit.tokens import Tokens
+
+
+@dataclass
+class TokenizerConfig:
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(learned=LearnedConfig()))
+    merger: MergerConfig = field(default_factory=MergerConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    decoder: FeatureDecoderConfig = field(default_factory=FeatureDecoderConfig)
+    attention: str = "sdpa"
+
+
+class TokenizerBatch(NamedTuple):
+    """features (B, P, D) standardized patch features; noise (B, P, 2) Gumbel noise, or None for a fixed decision."""
+
+    features: Tensor
+    noise: Tensor | None
+
+
+class TokenizerLoss(NamedTuple):
+    """loss () and its parts: cosine (1 - loss of reconstruction), rate (kept share), commitment, tokens an image."""
+
+    loss: Tensor
+    cosine: Tensor
+    rate: Tensor
+    commitment: Tensor
+    tokens: Tensor
+
+
+class Tokenizer(nn.Module):
+    """Images or their features to visual words and back to features.
+
+    ``quantize`` is off in the first phase of training: the decoder then reads the merger's projected features.
+    """
+
+    def __init__(self, config: TokenizerConfig, seed: int = 0):
+        super().__init__()
+        self.config = config
+        width, patches = config.encoder.width, config.encoder.patches
+        kind, choice = config.selection.chosen()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.selector = Selector(width) if kind == "learned" else None
+            self.merger = Merger(width, config.merger, config.attention)
+            self.quantizer = Quantizer(config.merger.width, config.quantizer, seed)
+            self.decoder = FeatureDecoder(config.quantizer.width, patches, width, config.decoder, config.attention)
+        if kind == "even":
+            self.register_buffer("fixed", even_positions(patches, choice.tokens), persistent=False)
+        self.encoder = Encoder(config.encoder)
+        self.quantize = True
+
+    def select(self, features: Tensor, noise: Tensor | None = None) -> Selection:
+        """What to keep of (B, P, D) features; without noise the answer depends on the image alone."""
+        if self.selector is not None:
+            return self.selector.select(features, noise)
+        keep = self.fixed.expand(len(features), -1)
+        return Selection(keep, keep.float(), keep.float())
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tokens:
+        """Tokens of images (B, 3, S, S) float32 in [0, 1]."""
+        return self.encode_features(self.encoder(images))
+
+    @torch.no_grad()
+    def encode_features(self, features: Tensor) -> Tokens:
+        """Tokens of (B, P, D) standardized encoder features: codes, merged features and positions."""
+        merged, keep, position = self.merger(features, self.select(features))
+        codes = self.quantizer.nearest(self.quantizer.project(merged.float()))
+        return Tokens(codes * keep, keep, merged, position)
+
+    @torch.no_grad()
+    def lookup(self, codes: Tensor, keep: Tensor) -> Tokens:
+        """Tokens of generated codes (B, N) int64 with keep (B, N) bool; they have no features and no positions."""
+        return Tokens(codes, keep, None, None)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Reconstructed standardized features (B, P, D) float32 of the tokens' codes."""
+        words = self.quantizer.lookup(tokens.codes) * tokens.keep[..., None]
+        return self.decoder(words, tokens.keep)
+
+    def forward(self, batch: TokenizerBatch) -> TokenizerLoss:
+        """The loss of eq. 4: mean (1 − cos) over all patches + λ (ρ − kept share)² + β commitment."""
+        selection = self.select(batch.features, batch.noise)
+        merged, keep, _ = self.merger(batch.features, selection)
+        if self.quantize:
+            words, _, commitment = self.quantizer(merged, keep)
+        else:
+            words = self.quantizer.project(merged) * keep[..., None]
+            commitment = words.new_zeros(())
+        similarity = cosine(batch.features, self.decoder(words, keep)).mean()
+        rate = selection.gate.float().mean()
+        loss = 1 - similarity + self.config.quantizer.commitment * commitment
+        learned = self.config.selection.learned
+        if learned is not None:
+            loss = loss + learned.rate_weight * (learned.rho - rate).square()
+        tokens = keep.float().sum(1).mean()
+        return TokenizerLoss(loss, similarity.detach(), rate.detach(), commitment.detach(), tokens)

@@ -1,0 +1,120 @@
+"""The value types that pass between the rooms of the house: tokens of an image, spans of a document, packed batches.
+
+They are NamedTuples of tensors because DeepSpeed's ZeRO-3 hooks look into tuples but not into dataclasses.
+Shape letters: B items, N tokens (longest item), P patches, D feature width, T packed length, S slots of a batch.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+
+
+class Tokens(NamedTuple):
+    """Visual tokens of a batch, left-aligned.
+
+    Attributes:
+        codes: (B, N) int64 in [0, K), 0 where nothing is kept; None before quantization.
+        keep: (B, N) bool, True = a real token.
+        features: (B, N, D) float merged features before quantization; None when looked up from codes.
+        position: (B, N) int64 patch index a token came from; None when unknown. LaVIT never transmits it.
+    """
+
+    codes: Tensor | None
+    keep: Tensor
+    features: Tensor | None
+    position: Tensor | None
+
+
+class Feed(IntEnum):
+    """What enters the language model at a span's places."""
+
+    IDS = 0
+    FEATURES = 1
+
+
+class Learn(IntEnum):
+    """What the language model must predict at a span's places."""
+
+    NONE = 0
+    IDS = 1
+
+
+class Span(NamedTuple):
+    """A stretch of one modality in a document.
+
+    Attributes:
+        modality: "text" or "image".
+        ids: (n,) int64 global ids; where vectors are fed they are only placeholders or targets.
+        features: (n, D) float vectors that the modality's port projects, aligned with ``ids``; None for Feed.IDS.
+        feed: what enters the model.
+        learn: what is predicted.
+    """
+
+    modality: str
+    ids: Tensor
+    features: Tensor | None = None
+    feed: Feed = Feed.IDS
+    learn: Learn = Learn.IDS
+
+
+class Slots(NamedTuple):
+    """Where vectors instead of id embeddings enter a packed batch.
+
+    Attributes:
+        index: (S,) int64 flat places in B*T, increasing.
+        features: (S, D) float vectors for the port.
+    """
+
+    index: Tensor
+    features: Tensor
+
+
+class PackedBatch(NamedTuple):
+    """Documents packed into rows.
+
+    Attributes:
+        ids: (B, T) int64 global ids.
+        labels: (B, T) int64 next ids, already shifted, -100 = nothing to learn.
+        position: (B, T) int64, restarts at each document.
+        document: (B, T) int64 which document of the row a token is of, -1 = padding.
+        slots: by modality, the places where vectors are fed.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    position: Tensor
+    document: Tensor
+    slots: dict[str, Slots]
+
+
+def left_align(values: Tensor, keep: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Gather the kept entries of every row to its left.
+
+    Args:
+        values: (B, P, ...) anything.
+        keep: (B, P) bool.
+        length: the width of the result; the longest row by default.
+
+    Returns:
+        (B, N, ...) gathered values (zeros after a row's end) and (B, N) bool which of them are real.
+    """
+    index, real = kept_index(keep, length)
+    expanded = index.reshape(*index.shape, *([1] * (values.dim() - 2))).expand(-1, -1, *values.shape[2:])
+    mask = real.reshape(*real.shape, *([1] * (values.dim() - 2)))
+    return values.gather(1, expanded) * mask.to(values.dtype), real
+
+
+def kept_index(keep: Tensor, length: int | None = None) -> tuple[Tensor, Tensor]:
+    """The places of the kept entries of (B, P) bool ``keep`` in raster order: (B, N) int64 and (B, N) bool real."""
+    counts = keep.sum(1)
+    width = int(counts.max()) if length is None else length
+    # A stable sort of "dropped" puts the kept places first and leaves both groups in raster order.
+    order = torch.sort((~keep).to(torch.int8), dim=1, stable=True).indices[:, :width]
+    real = torch.arange(width, device=keep.device)[None] < counts[:, None]
+    return order, real

@@ -1,0 +1,63 @@
+"""One table from visual codes to global ids, and which ids a stretch of text or image may hold.
+
+LaVIT appends its rows to the language model's own: ``[IMG]``, ``[/IMG]``, then one row a code
+(LaVIT, arXiv 2309.04669, section 3.2; 32,000 + 2 + 16,384 ids for LLaMA).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Global ids: text ``[0, text_size)``, then the image's begin and end, then ``codes`` visual words."""
+
+    text_size: int
+    codes: int
+
+    @property
+    def image_begin(self) -> int:
+        return self.text_size
+
+    @property
+    def image_end(self) -> int:
+        return self.text_size + 1
+
+    @property
+    def first_code(self) -> int:
+        return self.text_size + 2
+
+    @property
+    def new_rows(self) -> int:
+        return self.codes + 2
+
+    @property
+    def size(self) -> int:
+        return self.text_size + self.new_rows
+
+    def to_ids(self, codes: Tensor) -> Tensor:
+        """Codes in [0, K) to global ids, any shape, int64."""
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codes):
+            raise ValueError(f"codes must lie in [0, {self.codes}); got {int(codes.min())} to {int(codes.max())}")
+        return codes + self.first_code
+
+    def to_codes(self, ids: Tensor) -> Tensor:
+        """Global ids of visual words back to codes, any shape, int64."""
+        codes = ids - self.first_code
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codes):
+            raise ValueError(f"ids must be visual words in [{self.first_code}, {self.size}); got {ids.tolist()[:8]}")
+        return codes
+
+    def text_mask(self) -> Tensor:
+        """(size,) bool: the ids allowed while text is written."""
+        return torch.arange(self.size) < self.text_size
+
+    def image_mask(self, may_end: bool) -> Tensor:
+        """(size,) bool: the ids allowed inside an image; ``[/IMG]`` only where the image may end."""
+        mask = torch.arange(self.size) >= self.first_code
+        mask[self.image_end] = may_end
+        return mask
