@@ -1,0 +1,78 @@
+"""Captions, questions and visual tokens as documents: lists of spans that the language model reads.
+
+``[image, text]`` feeds continuous merged features and learns the text; ``[text, image]`` is ids throughout and learns
+both (LaVIT, arXiv 2309.04669, section 3.2). Prompts are documents that end where the model is to go on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lavit.tokens import Feed, Learn, Span
+from lavit.vocabulary import Vocabulary
+
+Document = list[Span]
+
+
+class DocumentMaker:
+    """Writes documents for one vocabulary and one text tokenizer. Codes are (n,) int64, features (n, D) float."""
+
+    def __init__(self, vocabulary: Vocabulary, text: PreTrainedTokenizerBase):
+        self.vocabulary, self.text = vocabulary, text
+
+    def image_text(self, codes: Tensor, features: Tensor, caption: str) -> Document:
+        """``[IMG] features [/IMG] caption </s>``; the caption is learned."""
+        return [self._fed_image(codes, features), self._text(caption, begin=False)]
+
+    def text_image(self, caption: str, codes: Tensor) -> Document:
+        """``<s> caption [IMG] codes [/IMG]``; everything is learned."""
+        return [self._text(caption, end=False), self._image_ids(codes)]
+
+    def image_only(self, codes: Tensor) -> Document:
+        """``[IMG] codes [/IMG]``: what guidance takes as the unconditional case (eq. 7)."""
+        return [self._image_ids(codes)]
+
+    def text_only(self, text: str) -> Document:
+        """``<s> text </s>``."""
+        return [self._text(text)]
+
+    def question_answer(self, codes: Tensor, features: Tensor, question: str, answer: str) -> Document:
+        """``[IMG] features [/IMG] Question: … Answer: … </s>``; only the answer is learned."""
+        asked = self._text(question_text(question), begin=False, end=False)._replace(learn=Learn.NONE)
+        return [self._fed_image(codes, features), asked, self._text(answer, begin=False)]
+
+    def caption_prompt(self, codes: Tensor, features: Tensor) -> Document:
+        """``[IMG] features [/IMG]``."""
+        return [self._fed_image(codes, features)]
+
+    def question_prompt(self, codes: Tensor, features: Tensor, question: str) -> Document:
+        """``[IMG] features [/IMG] Question: … Answer:``."""
+        return self.question_answer(codes, features, question, "")[:2]
+
+    def draw_prompt(self, caption: str | None) -> Document:
+        """``<s> caption [IMG]``, or ``[IMG]`` alone for the unconditional case."""
+        begin = Span("image", torch.tensor([self.vocabulary.image_begin]))
+        return [begin] if caption is None else [self._text(caption, end=False), begin]
+
+    def _text(self, text: str, begin: bool = True, end: bool = True) -> Span:
+        ids = self.text(text, add_special_tokens=False)["input_ids"]
+        first = [self.text.bos_token_id] if begin else []
+        last = [self.text.eos_token_id] if end else []
+        return Span("text", torch.tensor(first + ids + last, dtype=torch.int64))
+
+    def _image_ids(self, codes: Tensor) -> Span:
+        v = self.vocabulary
+        ids = torch.cat([torch.tensor([v.image_begin]), v.to_ids(codes), torch.tensor([v.image_end])])
+        return Span("image", ids)
+
+    def _fed_image(self, codes: Tensor, features: Tensor) -> Span:
+        if len(codes) != len(features):
+            raise ValueError(f"an image has {len(codes)} codes but {len(features)} feature vectors")
+        return self._image_ids(codes)._replace(features=features, feed=Feed.FEATURES, learn=Learn.NONE)
+
+
+def question_text(question: str) -> str:
+    """The prompt of LaVIT's VQA evaluation."""
+    return f"Question: {question} Answer:"

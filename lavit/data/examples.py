@@ -1,0 +1,48 @@
+"""What every source of data gives: examples not yet opened, and what it left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class SourceError(ValueError):
+    """A source that cannot give a single example, or whose files do not fit together."""
+
+
+class Example(NamedTuple):
+    """One picture with its caption or its questions.
+
+    Args:
+        key: unique name within the source, fit for a tar member: letters, digits, ``-``, ``_``, ``/``.
+        read: gives the picture file's bytes; called when the example is written.
+        caption: English text, empty only when ``meta["questions"]`` is there.
+        meta: source, licence, language, tags, group, concept, style; category where the caption is
+            ``category: label``; official_split (train | validation | test) where the source has one; questions, a
+            list of ``{"id", "question", "answers"}``, for visual question answering.
+    """
+
+    key: str
+    read: Callable[[], bytes]
+    caption: str
+    meta: dict[str, Any]
+
+
+class Skip(NamedTuple):
+    """One thing left out, and why."""
+
+    name: str
+    reason: str
+
+
+class Reading(NamedTuple):
+    """What a source gave."""
+
+    examples: list[Example]
+    skips: list[Skip]
+    licences: dict[str, dict[str, str]]
+
+
+def safe_key(text: str) -> str:
+    """``text`` as an example key: a webdataset key ends at its first dot and holds no blanks."""
+    return "".join(char if char.isalnum() or char in "-_/" else "_" for char in text).strip("/") or "_"

@@ -1,0 +1,75 @@
+"""Opening a picture, whatever file it is in, as RGB; and storing it."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message names it and says why."""
+
+
+def open_image(source: bytes | Path, name: str) -> Image.Image:
+    """Decode a picture.
+
+    The first frame of an animation, turned upright by its EXIF orientation, transparency put on white.
+
+    Args:
+        source: the file's bytes or its path.
+        name: what to call it in an error.
+
+    Returns:
+        A loaded image of mode RGB, 8 bits a channel.
+
+    Raises:
+        ImageError: missing, empty, truncated, corrupt, not a picture, or over Pillow's pixel limit.
+    """
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError as error:
+        raise ImageError(f"image '{name}' cannot be read: {error.strerror or error}") from None
+    if not data:
+        raise ImageError(f"image '{name}' is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                image.seek(0)
+                image.load()
+                return _on_white(ImageOps.exif_transpose(image))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(f"image '{name}' is too large: {error}") from None
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
+        reason = "it is not a known picture format" if "cannot identify" in str(error) else error
+        raise ImageError(f"image '{name}' cannot be decoded: {reason}") from None
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # convert("RGB") clips 16 bits instead of scaling them
+        image = image.point(lambda value: value / 257).convert("L")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def shrink(image: Image.Image, longest: int) -> Image.Image:
+    """The image with its longer side at most ``longest`` pixels, aspect kept; never enlarged."""
+    scale = longest / max(image.size)
+    if scale >= 1:
+        return image
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def to_webp(image: Image.Image, quality: int) -> bytes:
+    """The image as WebP: lossless at ``quality`` 100, lossy below."""
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", lossless=quality == 100, quality=quality, method=4)
+    return stream.getvalue()

@@ -1,0 +1,91 @@
+"""Whole documents into rows: best fit, restarted positions, nothing shared between neighbours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lavit.data.documents import Document
+from lavit.tokens import IGNORE, Feed, Learn, PackedBatch, Slots
+
+
+def document_length(document: Document) -> int:
+    return sum(len(span.ids) for span in document)
+
+
+def best_fit(lengths: list[int], row: int) -> list[list[int]]:
+    """Rows of document numbers by best-fit decreasing.
+
+    Raises:
+        ValueError: a document longer than a row, or an empty one.
+    """
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[number]
+        if not 0 < length <= row:
+            raise ValueError(f"document {number} has {length} tokens; a row holds 1 to {row} (pretrain.row)")
+        fitting = [i for i, space in enumerate(free) if space >= length]
+        if fitting:
+            best = min(fitting, key=lambda i: free[i])
+        else:
+            best = len(rows)
+            rows.append([])
+            free.append(row)
+        rows[best].append(number)
+        free[best] -= length
+    return rows
+
+
+def pack(documents: list[Document], row: int | None = None, rows: list[list[int]] | None = None) -> PackedBatch:
+    """Pack documents.
+
+    Args:
+        documents: what to pack.
+        row: the most tokens of a row; by default every document gets a row of its own.
+        rows: which documents go where; by default best fit.
+
+    Returns:
+        A PackedBatch as long as its longest row.
+    """
+    lengths = [document_length(d) for d in documents]
+    if rows is None:
+        rows = best_fit(lengths, row) if row else [[i] for i in range(len(documents))]
+    width = max(sum(lengths[i] for i in r) for r in rows)
+    shape = (len(rows), width)
+    ids = torch.zeros(shape, dtype=torch.int64)
+    labels = torch.full(shape, IGNORE)
+    position = torch.zeros(shape, dtype=torch.int64)
+    document = torch.full(shape, -1)
+    index: list[Tensor] = []
+    features: list[Tensor] = []
+    for r, members in enumerate(rows):
+        start = 0
+        for number in members:
+            end = start + lengths[number]
+            ids[r, start:end] = torch.cat([span.ids for span in documents[number]])
+            labels[r, start:end] = next_ids(documents[number])
+            position[r, start:end] = torch.arange(end - start)
+            document[r, start:end] = number
+            for places, vectors in fed_places(documents[number]):
+                index.append(places + r * width + start)
+                features.append(vectors)
+            start = end
+    slots = {"image": Slots(torch.cat(index), torch.cat(features))} if index else {}
+    return PackedBatch(ids, labels, position, document, slots)
+
+
+def next_ids(document: Document) -> Tensor:
+    """(n,) int64 what each place of a document must predict, -100 = nothing; the last place predicts nothing."""
+    targets = [span.ids if span.learn == Learn.IDS else torch.full_like(span.ids, IGNORE) for span in document]
+    return torch.cat([*targets, torch.tensor([IGNORE])])[1:]
+
+
+def fed_places(document: Document) -> list[tuple[Tensor, Tensor]]:
+    """The places in a document where vectors enter, with the vectors: all ids of a fed image but its begin and end."""
+    out, start = [], 0
+    for span in document:
+        if span.feed == Feed.FEATURES:
+            out.append((torch.arange(1, len(span.ids) - 1) + start, span.features))
+        start += len(span.ids)
+    return out

@@ -1,0 +1,119 @@
+"""Tux Paint's stamps: clip art and photo cut-outs, each with a sentence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lavit.data.assets import fetch, licence_of
+from lavit.data.concepts import concept_of, plain
+from lavit.data.examples import Example, Reading, Skip
+
+# The class word of a stamp by the beginning of its path; the longest that fits counts. It follows the emoji's groups:
+# plants are with the animals, sky, weather, vehicles and buildings are travel, money and instruments are objects.
+CATEGORY_BY_PATH = {
+    "animals/": "animals", "animals/mammals/bears/cartoon/": "activities", "animals/mammals/bears/toys/": "activities",
+    "clothes/": "objects", "food/": "food", "hobbies/": "objects", "household/": "objects",
+    "household/dishes/": "food", "medical/": "objects", "medical/tooth": "people", "military/": "people",
+    "military/ammunition/": "objects", "military/vehicles/": "travel", "naturalforces/": "travel",
+    "naturalforces/explosion": "smileys", "people/": "people", "people/cartoon/snowman": "travel",
+    "people/toys/": "objects", "plants/": "animals", "plants/eggplant": "food", "plants/lettuce": "food",
+    "seasonal/": "activities", "seasonal/christmas/Mince": "food", "seasonal/christmas/Roast": "food",
+    "seasonal/christmas/Christmas_pudding": "food", "seasonal/christmas/Candy": "food",
+    "seasonal/christmas/candy": "food", "seasonal/christmas/hard_candy": "food", "seasonal/christmas/Santa": "people",
+    "seasonal/christmas/star": "travel", "seasonal/easter/": "animals", "seasonal/easter/wrapped": "food",
+    "seasonal/halloween/": "activities", "seasonal/halloween/bat": "animals", "seasonal/halloween/blackcat": "animals",
+    "seasonal/halloween/spider": "animals", "seasonal/halloween/grave": "objects",
+    "seasonal/halloween/ghost": "smileys", "seasonal/halloween/skull": "smileys",
+    "seasonal/hanukkah/holiday_candle": "objects", "space/": "travel", "space/spacewalk": "people",
+    "sports/": "activities", "symbols/": "symbols", "symbols/chess/": "activities", "symbols/faces/": "smileys",
+    "symbols/clockface": "travel", "symbols/money/": "objects", "symbols/money/00_symbols/": "symbols",
+    "symbols/shapes/hand": "people", "symbols/shapes/pawprint": "animals", "symbols/shapes/star": "travel",
+    "symbols/shapes/scream_balloon": "smileys", "symbols/shapes/speech_balloon": "smileys",
+    "symbols/shapes/thought_balloon": "smileys", "town/": "travel", "town/flags/": "flags",
+    "town/roadsigns/": "symbols", "town/roadsigns/stop": "travel", "town/roadsigns/traffic_cone": "travel",
+    "town/uk_post_box": "objects", "town/usps_mailbox": "objects", "vehicles/": "travel",
+}  # fmt: skip
+_TRANSFORMED = re.compile(r"_(?:mirror|flip|mirror_flip|muted)$")
+# The sentence tells more than the name: "Mercury—the planet closest to the Sun.", "King. Can move one step ..."
+_NAME_END = re.compile(r"(?<=\w\w)[.!?](?:\s|$)|\s*[—(:]|\s-\s|, (?:also called|from the|a landmark)|\s(?:called|lets your)\s")
+_ARTICLE = re.compile(r"^(?:an?|the|some) (?=\w)")
+_LONGEST_NAME = 8  # words; a longer one is a piece of advice, not a name
+
+
+@dataclass
+class StampSource:
+    """Tux Paint's PNG stamps.
+
+    Args:
+        optional: go on without them, with a warning, on a machine that has no apt or not this version.
+        leave_out: folders of the collection not to read; letters are in hundreds of near-equal pictures.
+    """
+
+    optional: bool = False
+    leave_out: list[str] = field(default_factory=lambda: ["symbols/alphabets"])
+
+
+def read_stamps(source: StampSource, cache: str | None = None) -> Reading:
+    """The stamps, captioned ``category: label``, the label being the name in the stamp's English sentence.
+
+    Raises:
+        AssetError: the package cannot be fetched (AssetUnavailable where this machine has no apt).
+    """
+    folder = fetch("stamps", cache) / "usr" / "share" / "tuxpaint" / "stamps"
+    examples, skips = join_stamps(folder, source)
+    return Reading(examples, skips, {"stamps": licence_of("stamps")})
+
+
+def join_stamps(folder: Path, source: StampSource) -> tuple[list[Example], list[Skip]]:
+    """Read the PNGs below ``folder`` with the first line of the ``.txt`` beside each."""
+    examples: list[Example] = []
+    skips: list[Skip] = []
+    for file in sorted(folder.rglob("*.png")):
+        path = file.relative_to(folder).with_suffix("").as_posix()
+        if any(path.startswith(f"{left_out.rstrip('/')}/") for left_out in source.leave_out):
+            continue
+        name, text = f"stamps {path}.png", file.with_suffix(".txt")
+        if _TRANSFORMED.search(path):
+            skips.append(Skip(name, "a mirrored, flipped or muted copy"))
+            continue
+        sentence = text.read_text(encoding="utf-8").partition("\n")[0].strip() if text.is_file() else ""
+        label = label_of(sentence)
+        if not label:
+            skips.append(Skip(name, "no English sentence"))
+        elif len(label.split()) > _LONGEST_NAME:
+            skips.append(Skip(name, f"its sentence names no single thing: {sentence}"))
+        else:
+            examples.append(_example(file, path, sentence, label))
+    return examples, skips
+
+
+def label_of(sentence: str) -> str:
+    """The name in a stamp's sentence: its beginning, lower-case, without article, quotes and full stop."""
+    text = plain(sentence).replace('"', "")
+    end = _NAME_END.search(text)
+    name = text[: end.start()] if end and end.start() else text
+    return _ARTICLE.sub("", name.strip(" .!?,-–—…"))
+
+
+def category_of(path: str) -> str:
+    """The class word of a stamp by its path in the collection."""
+    fits = [beginning for beginning in CATEGORY_BY_PATH if path.startswith(beginning)]
+    return CATEGORY_BY_PATH[max(fits, key=len)] if fits else "objects"
+
+
+def _example(file: Path, path: str, sentence: str, label: str) -> Example:
+    category = category_of(path)
+    meta = {
+        "source": "stamps",
+        "licence": licence_of("stamps")["licence"],
+        "language": "en",
+        "tags": path.split("/")[:-1],
+        "group": path.rpartition("/")[0],
+        "category": category,
+        "concept": concept_of(label),
+        "style": "stamps",
+        "sentence": sentence,
+    }
+    return Example(f"stamps-{path.replace('/', '-')}", file.read_bytes, f"{category}: {label}", meta)

@@ -1,0 +1,162 @@
+"""UnifiedLM: a transformers causal LM with new rows for visual words and a port for visual features.
+
+LaVIT, arXiv 2309.04669, section 3.2: text and image tokens are predicted by one head under one next-token loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from lavit.config import OneOf
+from lavit.layers.rows import SplitEmbedding, SplitHead
+from lavit.tokens import IGNORE, PackedBatch
+from lavit.vocabulary import Vocabulary
+
+
+@dataclass
+class ScratchConfig:
+    """A LLaMA from random weights."""
+
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 688
+    max_position: int = 512
+
+
+@dataclass
+class LLMConfig(OneOf):
+    """A LLaMA from scratch, or a Hugging Face folder with any LLaMA-architecture causal LM."""
+
+    scratch: ScratchConfig | None = None
+    folder: str | None = None
+
+
+@dataclass
+class ModelConfig:
+    llm: LLMConfig = field(default_factory=lambda: LLMConfig(scratch=ScratchConfig()))
+
+
+class LMOutput(NamedTuple):
+    """loss () to minimise; text and image (): mean negative log-likelihood of each modality's learned tokens."""
+
+    loss: Tensor
+    text: Tensor
+    image: Tensor
+
+
+def build_llm(config: LLMConfig, text_size: int, seed: int) -> nn.Module:
+    """The transformers model; a folder's weights, or seeded random ones.
+
+    Raises:
+        ValueError: a missing folder, or one whose vocabulary is smaller than the text tokenizer's.
+    """
+    if config.folder is not None:
+        if not Path(config.folder).is_dir():
+            raise ValueError(f"model.llm.folder {config.folder} does not exist; give a Hugging Face folder")
+        llm = AutoModelForCausalLM.from_pretrained(config.folder, local_files_only=True, dtype=torch.float32)
+        if llm.config.vocab_size < text_size:
+            raise ValueError(f"{config.folder} has {llm.config.vocab_size} rows for a text tokenizer of {text_size}")
+        return llm
+    c = config.scratch
+    shape = LlamaConfig(
+        vocab_size=text_size, hidden_size=c.hidden, num_hidden_layers=c.layers, num_attention_heads=c.heads,
+        intermediate_size=c.mlp, max_position_embeddings=c.max_position, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(shape)
+
+
+class UnifiedLM(nn.Module):
+    """Next-token prediction over text and visual words.
+
+    ``llm`` keeps the blocks; its embedding and head become the text part of the split ones.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, feature_width: int, seed: int = 0):
+        super().__init__()
+        llm = build_llm(config.llm, vocabulary.text_size, seed)
+        if llm.config.vocab_size != vocabulary.text_size:
+            vocabulary = Vocabulary(llm.config.vocab_size, vocabulary.codes)
+        self.vocabulary = vocabulary
+        self.blocks = llm.model
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary.new_rows)
+            self.head = SplitHead(llm.get_output_embeddings(), vocabulary.new_rows)
+            self.port = nn.Linear(feature_width, llm.config.hidden_size)
+            nn.init.normal_(self.port.weight, std=0.02)
+        # The embedding lives in the split module alone; transformers is always given vectors.
+        self.blocks.embed_tokens = None
+
+    def forward(self, batch: PackedBatch) -> LMOutput:
+        """The mean next-token loss over all learned tokens of all ranks."""
+        nll = self.token_nll(batch)
+        labels = batch.labels.flatten()
+        learned = labels != IGNORE
+        is_image = learned & (labels >= self.vocabulary.text_size)
+        is_text = learned & ~is_image
+        total = _mean_over_ranks(learned.sum())
+        loss = nll.sum() / total.clamp_min(1)
+        parts = [(nll * mask).sum().detach() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
+        return LMOutput(loss, *parts)
+
+    def token_nll(self, batch: PackedBatch) -> Tensor:
+        """(B*T,) float32 negative log-likelihood of every label, zero where there is none."""
+        hidden = self.hidden(batch)
+        return self.head.nll(hidden.flatten(0, 1), batch.labels.flatten())
+
+    def hidden(self, batch: PackedBatch) -> Tensor:
+        """(B, T, D) last hidden states; documents of one row do not see each other."""
+        x = self.embed(batch.ids, batch)
+        out = self.blocks(
+            inputs_embeds=x,
+            attention_mask=isolation_mask(batch.document, x.dtype),
+            position_ids=batch.position,
+            use_cache=False,
+        )
+        return out.last_hidden_state
+
+    def embed(self, ids: Tensor, batch: PackedBatch) -> Tensor:
+        """(B, T, D) input vectors: rows of ids, replaced by projected features where they are fed.
+
+        Raises:
+            ValueError: more or fewer vectors than places.
+        """
+        x = self.embedding(ids)
+        if "image" in batch.slots:
+            slots = batch.slots["image"]
+            if len(slots.index) != len(slots.features):
+                raise ValueError(f"{len(slots.index)} places are fed with {len(slots.features)} feature vectors")
+            fed = self.port(slots.features.to(self.port.weight.dtype)).to(x.dtype)
+            x = x.flatten(0, 1).index_copy(0, slots.index, fed).unflatten(0, x.shape[:2])
+        return x
+
+
+def isolation_mask(document: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, 1, T, T) additive float mask: a token sees its own document up to itself.
+
+    Additive, because transformers reads a boolean four-dimensional mask differently from one attention to another.
+    Padding sees itself, which keeps its softmax defined.
+    """
+    same = document[:, :, None] == document[:, None, :]
+    causal = torch.ones(document.shape[1], document.shape[1], dtype=torch.bool, device=document.device).tril()
+    allowed = (same & causal)[:, None]
+    return torch.zeros(allowed.shape, dtype=dtype, device=document.device).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def _mean_over_ranks(count: Tensor) -> Tensor:
+    """Gradients are averaged over ranks; dividing by the mean count makes the sum of losses a mean over all tokens."""
+    count = count.float()
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(count)
+        count = count / dist.get_world_size()
+    return count

@@ -1,0 +1,176 @@
+"""DeepSpeed from the typed configuration: optimizer groups, ZeRO stage, process group, checkpoints.
+
+The dict that DeepSpeed wants is built here and nowhere else; there is no JSON file beside it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW with a warm-up and a cosine down to ``final`` × lr.
+
+    ``scale`` maps name globs to factors of the learning rate; ``frozen`` lists name globs of parameters that stay.
+    """
+
+    lr: float = 6e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    warmup: int = 20
+    final: float = 0.05
+    scale: dict[str, float] = field(default_factory=dict)
+    frozen: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainConfig:
+    """One training stage. ``batch`` is items a step over all ranks and accumulation steps."""
+
+    steps: int = 400
+    batch: int = 32
+    accumulate: int = 1
+    zero_stage: int = 0
+    precision: str = "fp32"
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 1
+    log_every: int = 10
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def start_processes() -> tuple[int, int, torch.device]:
+    """Join the process group that the launcher made: (rank, world size, device). Alone without a launcher.
+
+    Call once, before anything that needs ranks.
+    """
+    import deepspeed
+
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+    if not dist.is_initialized():
+        deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    # The same run gives the same weights; an operation without a deterministic form only warns.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def matching(names: list[str], glob: str, key: str) -> list[str]:
+    """The names that a glob matches.
+
+    Raises:
+        ValueError: it matches none, with the names there are.
+    """
+    found = fnmatch.filter(names, glob)
+    if not found:
+        raise ValueError(f"{key}: '{glob}' matches no parameter; there are {', '.join(names[:6])}, …")
+    return found
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """AdamW groups of the trainable parameters: by learning-rate factor, without decay for vectors and biases.
+
+    Freezes what ``config.frozen`` names.
+    """
+    named = dict(model.named_parameters())
+    for glob in config.frozen:
+        for name in matching(list(named), glob, "optimizer.frozen"):
+            named[name].requires_grad_(False)
+    factor = dict.fromkeys(named, 1.0)
+    for glob, value in config.scale.items():
+        factor.update(dict.fromkeys(matching(list(named), glob, "optimizer.scale"), value))
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        if parameter.requires_grad:
+            groups.setdefault((factor[name], parameter.dim() >= 2), []).append(parameter)
+    return [
+        {"params": params, "lr": config.lr * scale, "base_lr": config.lr * scale,
+         "weight_decay": config.weight_decay if decay else 0.0}
+        for (scale, decay), params in groups.items()
+    ]  # fmt: skip
+
+
+def build_engine(model: nn.Module, config: TrainConfig, world: int) -> Any:
+    """The DeepSpeed engine around ``model``.
+
+    Raises:
+        ValueError: a batch that the ranks and accumulation steps do not divide, or an unknown precision or stage.
+    """
+    import deepspeed
+
+    if config.batch % (world * config.accumulate):
+        raise ValueError(
+            f"batch {config.batch} is not a multiple of {world} ranks × {config.accumulate} accumulation steps"
+        )
+    if config.precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision '{config.precision}' is unknown; choose fp32 or bf16")
+    if config.zero_stage not in (0, 1, 2, 3):
+        raise ValueError(f"zero_stage {config.zero_stage} is unknown; choose 0, 1, 2 or 3")
+    opt = config.optimizer
+    groups = parameter_groups(model, opt)
+    # Fused keeps one pass over the parameters, on CPU too; DeepSpeed's own CPU Adam would have to be compiled.
+    adam = torch.optim.AdamW(groups, lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps, fused=True)
+    settings = {
+        "train_micro_batch_size_per_gpu": config.batch // (world * config.accumulate),
+        "gradient_accumulation_steps": config.accumulate,
+        "gradient_clipping": opt.clip,
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=settings, dist_init_required=False)
+    return engine
+
+
+def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
+    """Linear warm-up, then a cosine from 1 to ``final``; a function of the step alone, so nothing is to be saved."""
+    import math
+
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, steps - config.warmup)
+    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def digest(module: nn.Module) -> str:
+    """sha256 of a module's parameters and buffers by name: proves what stayed frozen."""
+    total = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint below ``folder``; one without its mark was cut while it was written."""
+    marks = sorted(folder.glob("step*/complete"), key=lambda p: int(p.parent.name[4:]))
+    return marks[-1].parent if marks else None

@@ -1,0 +1,219 @@
+"""The one training loop: every stage runs it, on one core and on a cluster.
+
+A step's batch is a function of the seed and the step alone, and so are the learning rate and the noise. Resuming
+therefore needs nothing but the engine's state and the number of the step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lavit.runs import FolderLock, Progress, StopSignal, end_with_parent, stage_clock
+from lavit.training.engine import (
+    TrainConfig,
+    build_engine,
+    latest_checkpoint,
+    learning_rate_factor,
+    start_processes,
+)
+
+
+class Place(NamedTuple):
+    """Where one micro-batch stands: what a stage needs to make it."""
+
+    step: int
+    micro: int
+    rank: int
+    world: int
+    size: int
+
+
+class Stopped(SystemExit):
+    """Training was asked to stop; its state is saved."""
+
+
+def items_at(place: Place, accumulate: int, total: int, seed: int) -> Tensor:
+    """The item numbers (size,) int64 of a micro-batch: an endless run of seeded permutations of ``total`` items.
+
+    The order is that of the global batch, whatever the number of ranks and accumulation steps.
+    """
+    batch = place.size * place.world * accumulate
+    start = place.step * batch + (place.micro * place.world + place.rank) * place.size
+    numbers = torch.arange(start, start + place.size)
+    out = torch.empty_like(numbers)
+    for epoch in (numbers // total).unique().tolist():
+        here = numbers // total == epoch
+        order = torch.randperm(total, generator=generator_for(seed, epoch))
+        out[here] = order[numbers[here] % total]
+    return out
+
+
+def generator_for(*numbers: int) -> torch.Generator:
+    """A CPU generator seeded by a few numbers (seed, step, …), independent for different numbers."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = ((state ^ (number + 0x632BE59BD9B4E019)) * 0xD6E8FEB86659FD93) % 2**63
+        state ^= state >> 32
+    return torch.Generator().manual_seed(state)
+
+
+def train(
+    objective: nn.Module,
+    batch_at: Callable[[Place], Any],
+    config: TrainConfig,
+    folder: Path,
+    before_step: Callable[[int], None] = lambda step: None,
+    validate: Callable[[], dict[str, float]] | None = None,
+    unit: str = "step",
+) -> nn.Module:
+    """Train ``objective`` to ``config.steps`` and return it, resuming from the newest complete checkpoint.
+
+    Args:
+        objective: a module whose forward takes a batch and returns a NamedTuple of () tensors, the loss first.
+        batch_at: makes the micro-batch of a Place; depends on nothing else.
+        config: steps, batch, optimizer.
+        folder: the stage's folder; its checkpoints, log and progress go there.
+        before_step: called with the number of each step before it, on every rank.
+        validate: called at checkpoints on every rank; its figures go to the log.
+
+    Raises:
+        Stopped: after SIGINT or SIGTERM, with the state saved.
+        RuntimeError: five steps in a row without a finite loss or gradient, with the last checkpoint named.
+    """
+    end_with_parent()
+    rank, world, device = start_processes()
+    lock = FolderLock(folder) if rank == 0 else contextlib.nullcontext()
+    with lock, StopSignal() as stop, stage_clock(folder) if rank == 0 else contextlib.nullcontext():
+        engine = build_engine(objective.to(device), config, world)
+        run = _Run(engine, config, folder, rank, world, device)
+        first = run.resume()
+        progress = Progress(folder, config.steps, unit) if rank == 0 else None
+        for step in range(first, config.steps):
+            before_step(step)
+            figures = run.step(step, batch_at)
+            if progress:
+                progress.update(step + 1, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+            run.log(step, figures)
+            last = step + 1 == config.steps
+            stopping = run.any_rank(stop.requested)
+            if last or stopping or (step + 1) % config.checkpoint_every == 0:
+                if validate and not stopping:
+                    run.log(step, {f"validation_{k}": v for k, v in validate().items()}, always=True)
+                run.save(step + 1)
+            if stopping and not last:
+                raise Stopped(128 + (stop.signal or 15))
+    return objective
+
+
+class _Run:
+    """The engine of a stage with what belongs to it on disk."""
+
+    def __init__(self, engine: Any, config: TrainConfig, folder: Path, rank: int, world: int, device: torch.device):
+        self.engine, self.config, self.folder = engine, config, folder
+        self.rank, self.world, self.device = rank, world, device
+        self.checkpoints = folder / "checkpoints"
+        self.skipped_in_a_row = 0
+        self.started = time.monotonic()
+
+    def resume(self) -> int:
+        newest = latest_checkpoint(self.checkpoints)
+        if newest is None:
+            return 0
+        path, state = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.name)
+        if path is None:
+            raise ValueError(f"checkpoint {newest} cannot be loaded; remove it to go on from the one before")
+        if state["world"] != self.world:
+            raise ValueError(
+                f"checkpoint {newest} was written by {state['world']} ranks and {self.world} are running; "
+                "start as many, or remove the stage's folder"
+            )
+        return state["step"]
+
+    def step(self, step: int, batch_at: Callable[[Place], Any]) -> dict[str, float]:
+        cfg = self.config
+        factor = learning_rate_factor(step, cfg.steps, cfg.optimizer)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        totals: dict[str, Tensor] = {}
+        size = cfg.batch // (self.world * cfg.accumulate)
+        self.engine.train()
+        finite = True
+        for micro in range(cfg.accumulate):
+            batch = to_device(batch_at(Place(step, micro, self.rank, self.world, size)), self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+                out = self.engine(batch)
+            finite = finite and bool(torch.isfinite(out.loss))
+            if self.any_rank(not finite):
+                # In fp32 DeepSpeed checks nothing; the whole step is dropped on every rank.
+                finite = False
+                self.engine.zero_grad()
+                break
+            self.engine.backward(out.loss)
+            for name, value in out._asdict().items():
+                totals[name] = totals.get(name, 0) + value.detach().float() / cfg.accumulate
+            self.engine.step()
+        return self._figures(step, totals, finite, factor)
+
+    def _figures(self, step: int, totals: dict[str, Tensor], finite: bool, factor: float) -> dict[str, float]:
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
+        if self.skipped_in_a_row >= 5:
+            newest = latest_checkpoint(self.checkpoints)
+            raise RuntimeError(f"the loss was not finite in 5 steps up to {step}; the last good state is {newest}")
+        if not finite:
+            return {"skipped": 1.0}
+        names = list(totals)
+        values = torch.stack([totals[name].reshape(()) for name in names])
+        if self.world > 1:
+            dist.all_reduce(values)
+            values /= self.world
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def any_rank(self, flag: bool) -> bool:
+        if self.world == 1:
+            return flag
+        value = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(value)
+        return bool(value.item())
+
+    def log(self, step: int, figures: dict[str, float], always: bool = False) -> None:
+        if self.rank or not (always or step % self.config.log_every == 0 or step + 1 == self.config.steps):
+            return
+        line = {"step": step, "elapsed": round(time.monotonic() - self.started, 2)}
+        line |= {k: round(v, 6) if math.isfinite(v) else None for k, v in figures.items()}
+        with (self.folder / "log.jsonl").open("a") as f:
+            f.write(json.dumps(line) + "\n")
+
+    def save(self, step: int) -> None:
+        tag = f"step{step}"
+        if self.rank == 0:
+            shutil.rmtree(self.checkpoints / tag, ignore_errors=True)
+        dist.barrier()
+        self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state={"step": step, "world": self.world})
+        dist.barrier()
+        if self.rank == 0:
+            (self.checkpoints / tag / "complete").touch()
+            for old in sorted(self.checkpoints.glob("step*"), key=lambda p: int(p.name[4:]))[: -self.config.keep_checkpoints]:
+                shutil.rmtree(old, ignore_errors=True)
+        dist.barrier()
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch of nested NamedTuples, dicts and tensors on ``device``."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    return batch
