@@ -118,7 +118,7 @@ def free_port() -> int:
             return port
 
 
-def conduct(command: list[str], environment: dict[str, str]) -> int:
+def supervise(command: list[str], environment: dict[str, str]) -> int:
     """Run one command to its end and give its exit status; 130 or 143 after a signal to this process."""
     end_with_parent(grace=SAVE_PATIENCE + 15)
     group: ProcessGroup | None = None
@@ -133,7 +133,7 @@ def conduct(command: list[str], environment: dict[str, str]) -> int:
         while (code := group.poll()) is None and not stop.requested:
             time.sleep(0.1)
         # A launcher that ends while its ranks run was killed, and DeepSpeed's runner reports that as success.
-        abandoned = not stop.requested and group.alive()
+        abandoned = not stop.requested and group.outlives(2.0)
         if not end_all([group], stop.signal or signal.SIGTERM, SAVE_PATIENCE):
             print("what had not ended was killed; its last checkpoint is whole", file=sys.stderr)
         if stop.requested:
@@ -146,7 +146,8 @@ def conduct(command: list[str], environment: dict[str, str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)
-    parser = argparse.ArgumentParser(prog="python -m lavit.launch", usage="%(prog)s MODULE [options] -- CONFIG key=value …")
+    usage = "python -m lavit.launch MODULE [options] -- CONFIG [key=value ...]"
+    parser = argparse.ArgumentParser(usage=usage)
     parser.add_argument("module", help="tokenizer.train, pretrain.train, …")
     parser.add_argument("--processes", default="", help="ranks a machine; default: the hostfile's slots, or one a GPU")
     parser.add_argument("--hostfile", default="", help="lines of `host slots=N`, for several machines")
@@ -154,13 +155,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.processes and not options.processes.isdigit():
             raise ValueError(f"--processes {options.processes} is not a whole number")
-        processes = int(options.processes) if options.processes else None if options.hostfile else max(1, visible_gpus())
+        processes = int(options.processes) if options.processes else None
+        if processes is None and not options.hostfile:
+            processes = max(1, visible_gpus())
         command = launch_command(options.module, argv[cut + 1 :], processes, options.hostfile or None)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(shlex.join(command), flush=True)
-    return conduct(command, launch_environment(processes or max(1, visible_gpus())))
+    return supervise(command, launch_environment(processes or max(1, visible_gpus())))
 
 
 if __name__ == "__main__":

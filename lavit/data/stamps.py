@@ -36,8 +36,13 @@ CATEGORY_BY_PATH = {
     "town/uk_post_box": "objects", "town/usps_mailbox": "objects", "vehicles/": "travel",
 }  # fmt: skip
 _TRANSFORMED = re.compile(r"_(?:mirror|flip|mirror_flip|muted)$")
-# The sentence tells more than the name: "Mercury—the planet closest to the Sun.", "King. Can move one step ..."
-_NAME_END = re.compile(r"(?<=\w\w)[.!?](?:\s|$)|\s*[—(:]|\s-\s|, (?:also called|from the|a landmark)|\s(?:called|lets your)\s")
+# The sentence tells more than the name: "Mercury—the planet closest to the Sun.", "A boxcar is used to carry livestock."
+_NAME_END = re.compile(
+    r"(?<=\w\w)[.!?](?:\s|$)|\s*[—(:]|\s-\s|, (?:also called|from the|a landmark)"
+    r"|\s(?:is|are|means|called|carry|carries|stands for|lets|resembles)\s|\straditionally\s"
+)
+# Sentences that name nothing: "This gun last saw service ...", "Eat your broccoli!"
+_NO_NAME = re.compile(r"^(?:this|it's|we|you|with|remember|enter|down|eat|–|boom|roundabout ahead|police car emblems)\b")
 _ARTICLE = re.compile(r"^(?:an?|the|some) (?=\w)")
 _LONGEST_NAME = 8  # words; a longer one is a piece of advice, not a name
 
@@ -80,9 +85,9 @@ def join_stamps(folder: Path, source: StampSource) -> tuple[list[Example], list[
             continue
         sentence = text.read_text(encoding="utf-8").partition("\n")[0].strip() if text.is_file() else ""
         label = label_of(sentence)
-        if not label:
+        if not sentence:
             skips.append(Skip(name, "no English sentence"))
-        elif len(label.split()) > _LONGEST_NAME:
+        elif not label or len(label.split()) > _LONGEST_NAME:
             skips.append(Skip(name, f"its sentence names no single thing: {sentence}"))
         else:
             examples.append(_example(file, path, sentence, label))
@@ -90,8 +95,10 @@ def join_stamps(folder: Path, source: StampSource) -> tuple[list[Example], list[
 
 
 def label_of(sentence: str) -> str:
-    """The name in a stamp's sentence: its beginning, lower-case, without article, quotes and full stop."""
-    text = plain(sentence).replace('"', "")
+    """The name in a stamp's sentence: its beginning, lower-case, without article, quotes and full stop; "" if none."""
+    text = plain(sentence)
+    if _NO_NAME.match(text):
+        return ""
     end = _NAME_END.search(text)
     name = text[: end.start()] if end and end.start() else text
     return _ARTICLE.sub("", name.strip(" .!?,-–—…"))

@@ -37,9 +37,10 @@ class TokenizerConfig:
 
 
 class TokenizerBatch(NamedTuple):
-    """features (B, P, D) standardized patch features; noise (B, P, 2) Gumbel noise, or None for a fixed decision."""
+    """inputs: (B, P, D) standardized patch features, or (B, 3, S, S) images in [0, 1] that are encoded on the way;
+    noise: (B, P, 2) Gumbel noise, or None for a fixed decision."""
 
-    features: Tensor
+    inputs: Tensor
     noise: Tensor | None
 
 
@@ -75,6 +76,10 @@ class Tokenizer(nn.Module):
         self.encoder = Encoder(config.encoder)
         self.quantize = True
 
+    def patch_features(self, inputs: Tensor) -> Tensor:
+        """(B, P, D) standardized features as they are, or those of images (B, 3, S, S)."""
+        return self.encoder(inputs) if inputs.dim() == 4 else inputs
+
     def select(self, features: Tensor, noise: Tensor | None = None) -> Selection:
         """What to keep of (B, P, D) features; without noise the answer depends on the image alone."""
         if self.selector is not None:
@@ -107,14 +112,15 @@ class Tokenizer(nn.Module):
 
     def forward(self, batch: TokenizerBatch) -> TokenizerLoss:
         """The loss of eq. 4: mean (1 − cos) over all patches + λ (ρ − kept share)² + β commitment."""
-        selection = self.select(batch.features, batch.noise)
-        merged, keep, _ = self.merger(batch.features, selection)
+        features = self.patch_features(batch.inputs)
+        selection = self.select(features, batch.noise)
+        merged, keep, _ = self.merger(features, selection)
         if self.quantize:
             words, _, commitment = self.quantizer(merged, keep)
         else:
             words = self.quantizer.project(merged) * keep[..., None]
             commitment = words.new_zeros(())
-        similarity = cosine(batch.features, self.decoder(words, keep)).mean()
+        similarity = cosine(features, self.decoder(words, keep)).mean()
         rate = selection.gate.float().mean()
         loss = 1 - similarity + self.config.quantizer.commitment * commitment
         learned = self.config.selection.learned

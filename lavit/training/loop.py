@@ -7,6 +7,7 @@ therefore needs nothing but the engine's state and the number of the step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import shutil
@@ -54,9 +55,13 @@ def items_at(place: Place, accumulate: int, total: int, seed: int) -> Tensor:
     out = torch.empty_like(numbers)
     for epoch in (numbers // total).unique().tolist():
         here = numbers // total == epoch
-        order = torch.randperm(total, generator=generator_for(seed, epoch))
-        out[here] = order[numbers[here] % total]
+        out[here] = _order(total, seed, epoch)[numbers[here] % total]
     return out
+
+
+@functools.lru_cache(maxsize=8)
+def _order(total: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(total, generator=generator_for(seed, epoch))
 
 
 def generator_for(*numbers: int) -> torch.Generator:

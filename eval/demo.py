@@ -1,0 +1,104 @@
+"""Every stage of an experiment, from raw packages to the report: ``python -m eval.demo CONFIG [key=value ...]``.
+
+A stage that is done is skipped and one that was cut goes on where it stopped, so that the same command continues.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lavit.conduct import Conductor, Stage
+from lavit.config import load_section, read_layers
+from lavit.launch import SAVE_PATIENCE
+from lavit.runs import DemoConfig, Screen, end_with_parent, read_json, read_seconds, require_same_config, write_json
+from lavit.runs.progress import clock
+
+LAVIT = (
+    Stage("data", "tokenizer.prepare", own_clock=True),
+    Stage("tokenizer", "tokenizer.train", needs=("data",), ranks=True),
+    Stage("extract", "tokenizer.extract", needs=("tokenizer",)),
+    Stage("pretrain", "pretrain.train", needs=("extract",), ranks=True, group="models"),
+    Stage("decoder", "tokenizer.train_decoder", needs=("extract",), ranks=True, group="models"),
+    Stage("tokens", "tokenizer.evaluate", needs=("tokenizer",), folder="eval/tokenizer"),
+    Stage("caption", "eval.caption", needs=("pretrain",), folder="eval/caption"),
+    Stage("vqa", "eval.vqa", needs=("pretrain",), folder="eval/vqa"),
+    Stage("reconstruction", "eval.reconstruct", needs=("decoder",), folder="eval/reconstruction"),
+    Stage("text to image", "eval.text_to_image", needs=("pretrain", "decoder"), folder="eval/text_to_image"),
+    Stage("report", "eval.report", needs=("tokens", "caption", "vqa", "reconstruction", "text to image")),
+)
+
+HEADLINES = {
+    "tokenizer.cosine": "tokenizer cosine, held out",
+    "caption.category_accuracy": "caption category accuracy",
+    "caption.cider": "caption CIDEr",
+    "vqa.accuracy": "VQA accuracy",
+    "reconstruction.r5": "reconstruction R@5",
+    "text_to_image.rendered_r10": "text to image R@10",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 after a failed stage, 2 for a mistake of the user's, 130 or 143 after a signal."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0].startswith("-") or "=" in argv[0]:
+        print("usage: python -m eval.demo CONFIG [key=value ...]", file=sys.stderr)
+        return 2
+    end_with_parent(grace=SAVE_PATIENCE + 15)
+    screen = Screen()
+    try:
+        run = Path(load_section(argv[0], argv[1:], "run", str))
+        demo = load_section(argv[0], argv[1:], "demo", DemoConfig)
+        conductor = Conductor(LAVIT, run, argv, demo, screen)
+        status = conductor.conduct()
+        if status == 0:
+            check_settings(run, argv[0], argv[1:], seen=bool(conductor.ran))
+            show_results(run, LAVIT, screen)
+        return status
+    except ValueError as error:
+        screen.line(f"error: {error}")
+        return 2
+
+
+def check_settings(run: Path, config: str, overrides: Sequence[str], seen: bool) -> None:
+    """Check that a finished run was made with the settings asked for now; the files they came from are compared first.
+
+    Args:
+        run: the run folder.
+        config: the experiment's file.
+        overrides: ``key=value`` strings.
+        seen: a stage has run with these settings, and so has checked them.
+
+    Raises:
+        ConfigError: it was made with others.
+    """
+    asked = json.loads(json.dumps([layer for _, layer in read_layers(config, list(overrides))], default=str))
+    path = run / "asked.json"
+    if path.is_file() and read_json(path) == asked:
+        return
+    if not seen:  # the whole schema needs every component, torch included: only now
+        from lavit.experiment import load_experiment
+
+        require_same_config(run, load_experiment(config, list(overrides)))
+    write_json(path, asked)
+
+
+def show_results(run: Path, stages: Sequence[Stage], screen: Screen) -> None:
+    """Print the minutes of each stage, the chief figures and where the report is."""
+    for stage in stages:
+        screen.line(f"  {stage.name:<28}{clock(read_seconds(stage.at(run))):>8}")
+    screen.line(f"  {'in all':<28}{clock(read_seconds(run)):>8}")
+    metrics: dict[str, Any] = read_json(run / "metrics.json")
+    for key, words in HEADLINES.items():
+        group, name = key.split(".")
+        value = metrics.get(group, {}).get(name)
+        if value is not None:
+            screen.line(f"  {words:<28}{value:>8.3f}")
+    screen.line(f"report: {run / 'report.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""Which document stands at which place of the training order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lavit.data.documents import Document, DocumentMaker
+
+
+@dataclass
+class MixtureConfig:
+    """Shares of the kinds of documents in a pretraining batch; they are normalised.
+
+    ``unconditional`` is the chance that a ``[text, image]`` document loses its text, for guidance (eq. 7).
+    """
+
+    image_text: float = 0.5
+    text_image: float = 0.4
+    text_only: float = 0.0
+    question_answer: float = 0.1
+    unconditional: float = 0.1
+
+
+KINDS = ("image_text", "text_image", "text_only", "question_answer")
+
+
+class Mixture:
+    """Documents of captions and questions, drawn by kind.
+
+    Args:
+        maker: writes the documents.
+        captions: (codes, texts) of the captioned pictures.
+        questions: (codes, metas) of the pictures with questions, or None.
+        config: the shares.
+
+    Raises:
+        ValueError: a share for question–answer documents where there are no questions, or no share at all.
+    """
+
+    def __init__(self, maker: DocumentMaker, captions: tuple, questions: tuple | None, config: MixtureConfig):
+        self.maker, self.config = maker, config
+        self.caption_codes, self.texts = captions
+        self.question_codes, self.metas = questions if questions else (None, [])
+        shares = torch.tensor([getattr(config, kind) for kind in KINDS])
+        if questions is None and config.question_answer:
+            raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
+        if not (shares >= 0).all() or shares.sum() <= 0:
+            raise ValueError("pretrain.mixture: shares must not be negative and one must be above 0")
+        self.shares = shares / shares.sum()
+
+    def documents(self, caption_numbers: Tensor, question_numbers: Tensor, generator: torch.Generator) -> list[Document]:
+        """One document a place: (n,) int64 numbers of the caption and of the question picture that it would take."""
+        n = len(caption_numbers)
+        kinds = torch.multinomial(self.shares, n, replacement=True, generator=generator).tolist()
+        chances = torch.rand(n, 2, generator=generator).tolist()
+        places = zip(kinds, caption_numbers.tolist(), question_numbers.tolist(), chances, strict=True)
+        return [self._document(KINDS[kind], c, q, chance) for kind, c, q, chance in places]
+
+    def _document(self, kind: str, caption: int, question: int, chance: list[float]) -> Document:
+        if kind == "question_answer":
+            asked = self.metas[question]["questions"]
+            one = asked[int(chance[0] * len(asked))]
+            answer = one["answers"][int(chance[1] * len(one["answers"]))]
+            codes = self.question_codes
+            return self.maker.question_answer(codes.codes(question), codes.features(question), one["question"], answer)
+        codes, text = self.caption_codes, self.texts[caption]
+        if kind == "image_text":
+            return self.maker.image_text(codes.codes(caption), codes.features(caption), text)
+        if kind == "text_only":
+            return self.maker.text_only(text)
+        if chance[0] < self.config.unconditional:
+            return self.maker.image_only(codes.codes(caption))
+        return self.maker.text_image(text, codes.codes(caption))

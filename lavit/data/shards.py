@@ -1,0 +1,176 @@
+"""webdataset shards: ``key.webp``, ``key.txt`` and ``key.json`` of each sample in a tar; read by index."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
+INDEX = "index.json"
+
+
+class ShardError(ValueError):
+    """Shards that are missing, unfinished or broken."""
+
+
+class Sample(NamedTuple):
+    """One sample of a shard.
+
+    Args:
+        key: its name.
+        image: the picture file's bytes (WebP where this project wrote it).
+        caption: the text, empty if the sample has none.
+        meta: its json, empty if it has none.
+    """
+
+    key: str
+    image: bytes
+    caption: str
+    meta: dict[str, Any]
+
+
+class _Part(NamedTuple):
+    shard: int
+    offset: int
+    size: int
+
+
+class Shards:
+    """Samples of webdataset tars by index, in the order they were written.
+
+    The tars' headers are read once; after that a sample is a few reads at known places, in any order. An object of
+    this class can be pickled and used after a fork: files are opened by each process for itself.
+
+    Args:
+        source: a folder that :func:`lavit.data.prepare.prepare` wrote, any other folder of tars, one tar, or a list
+            of tars. Tars of img2dataset are read as they are.
+        split: ``train``, ``validation`` or ``test``; reads only the tars named ``<split>-*.tar``.
+
+    Raises:
+        ShardError: no tars, an unfinished folder, or a tar that is cut, changed or not a tar.
+    """
+
+    def __init__(self, source: str | Path | list[str | Path], split: str | None = None) -> None:
+        self.paths = _tars(source, split)
+        self.keys: list[str] = []
+        self._parts: list[dict[str, _Part]] = []
+        self._files: dict[tuple[int, int], int] = {}
+        for number, path in enumerate(self.paths):
+            for key, parts in _scan(path, number).items():
+                self.keys.append(key)
+                self._parts.append(parts)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> Sample:
+        caption, meta = self.describe(index)
+        return Sample(self.keys[index], self.image(index), caption, meta)
+
+    def image(self, index: int) -> bytes:
+        """The picture file's bytes of a sample.
+
+        Raises:
+            ShardError: the sample has no image.
+        """
+        parts = self._parts[index]
+        suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in parts), None)
+        if suffix is None:
+            raise ShardError(f"sample '{self.keys[index]}' has no image, only {', '.join(parts)}")
+        return self._read(parts[suffix])
+
+    def describe(self, index: int) -> tuple[str, dict[str, Any]]:
+        """Caption and meta of a sample, without reading its picture."""
+        parts = self._parts[index]
+        caption = self._read(parts["txt"]).decode("utf-8") if "txt" in parts else ""
+        meta = json.loads(self._read(parts["json"])) if "json" in parts else {}
+        return caption, meta
+
+    def reader(self, index: int) -> Callable[[], bytes]:
+        """A call that gives the picture file's bytes of a sample."""
+        return functools.partial(self.image, index)
+
+    def _read(self, part: _Part) -> bytes:
+        place = (os.getpid(), part.shard)
+        if place not in self._files:
+            self._files[place] = os.open(self.paths[part.shard], os.O_RDONLY | os.O_CLOEXEC)
+        data = os.pread(self._files[place], part.size, part.offset)
+        if len(data) != part.size:
+            raise ShardError(f"shard {self.paths[part.shard]} was cut while it was read; write it again")
+        return data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
+
+    def __del__(self) -> None:
+        for (process, _), handle in getattr(self, "_files", {}).items():
+            if process == os.getpid():
+                os.close(handle)
+
+
+def read_index(folder: str | Path) -> dict[str, Any]:
+    """The index of a folder of shards: counts, shards with sha256, skipped items, licences, config.
+
+    Raises:
+        ShardError: there is none, so the folder was not finished.
+    """
+    path = Path(folder) / INDEX
+    if not path.is_file():
+        raise ShardError(f"{folder} has no {INDEX}: it was not finished; prepare the data again")
+    return json.loads(path.read_text())
+
+
+def _tars(source: str | Path | list[str | Path], split: str | None) -> list[Path]:
+    if isinstance(source, list):
+        paths = [Path(path) for path in source]
+    elif Path(source).is_dir():
+        paths = _finished(Path(source)) if (Path(source) / INDEX).is_file() else sorted(Path(source).glob("*.tar"))
+    else:
+        paths = [Path(source)]
+    if split is not None:
+        paths = [path for path in paths if path.name.startswith(f"{split}-")]
+    if not paths:
+        wanted = f" of split '{split}'" if split else ""
+        raise ShardError(f"no shards{wanted} in {source}; prepare the data first, or check the split's share")
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise ShardError(f"no shard {missing[0]}")
+    return paths
+
+
+def _finished(folder: Path) -> list[Path]:
+    """The shards an index names, each of the size that it says."""
+    shards = read_index(folder)["shards"]
+    for name, about in shards.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != about["bytes"]:
+            raise ShardError(f"shard {path} is missing or cut (it had {about['bytes']} bytes); remove {folder} and "
+                             "prepare the data again")
+    return [folder / name for name in shards]
+
+
+def _scan(path: Path, number: int) -> dict[str, dict[str, _Part]]:
+    """Where the parts of each sample of a tar lie; a key ends at the first dot of the file's name."""
+    samples: dict[str, dict[str, _Part]] = {}
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                end = member.offset_data + -(-member.size // 512) * 512
+                if member.isfile():
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")
+                    key = f"{folder}/{stem}" if folder else stem
+                    samples.setdefault(key, {})[suffix.lower()] = _Part(number, member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ShardError(f"shard {path} is cut or not a tar: {error}") from None
+    with path.open("rb") as stream:  # tarfile takes a broken header for the end of the file
+        stream.seek(end)
+        if stream.read(512) != bytes(512):
+            raise ShardError(f"shard {path} is cut or broken at byte {end}; write it again")
+    return samples

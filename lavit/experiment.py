@@ -1,0 +1,102 @@
+"""One file is one experiment: the schema of configs/, a section a stage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lavit import config as configuration
+from lavit.data.mixture import MixtureConfig
+from lavit.data.prepare import DataConfig
+from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
+from lavit.generation import ImagePlan, TextPlan
+from lavit.model import ModelConfig
+from lavit.renderers.diffusion import DiffusionConfig
+from lavit.runs import DemoConfig, open_run
+from lavit.tokenizers.tokenizer import TokenizerConfig
+from lavit.training.engine import TrainConfig
+
+
+@dataclass
+class TokenizerStage:
+    """Stage 1. The first ``plain_steps`` train without a codebook; then k-means starts it (two phases).
+
+    ``noise_steps`` anneals the Gumbel noise to zero. ``vqa_share`` of a batch comes from pictures with questions.
+    ``cache_features`` keeps the frozen encoder's output on disk, which only small sets can afford.
+    """
+
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    plain_steps: int = 250
+    noise_steps: int = 250
+    vqa_share: float = 0.1
+    cache_features: bool = True
+
+
+@dataclass
+class PretrainStage:
+    """Stage 2. A batch is ``train.batch`` documents, packed into rows of ``row`` tokens."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    text: TextTokenizerConfig = field(default_factory=lambda: TextTokenizerConfig(trained=TrainedTextConfig()))
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    row: int = 256
+
+
+@dataclass
+class DecoderStage:
+    """Stage 3: tokens to pixels."""
+
+    model: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured on which split, and how the model writes and draws."""
+
+    split: str = "test"
+    captions: int = 240
+    retrieval: int = 100
+    questions: int = 2000
+    reconstructions: int = 200
+    drawings: int = 100
+    derangements: int = 20
+    text: TextPlan = field(default_factory=TextPlan)
+    image: ImagePlan = field(default_factory=ImagePlan)
+
+
+@dataclass
+class Experiment:
+    run: str = "runs/demo"
+    seed: int = 0
+    demo: DemoConfig = field(default_factory=DemoConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
+    pretrain: PretrainStage = field(default_factory=PretrainStage)
+    decoder: DecoderStage = field(default_factory=DecoderStage)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def load_experiment(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
+    """The experiment of a YAML file with ``key=value`` overrides; see :func:`lavit.config.load` for its errors."""
+    return configuration.load(Experiment, path, overrides)
+
+
+def run_stage(main: Callable[[Experiment, Path], None], argv: list[str] | None = None) -> None:
+    """Every run script's command line: ``CONFIG [key=value …]``.
+
+    Opens the run folder and calls ``main(experiment, run)``; a user's mistake ends with one line and status 2.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        raise SystemExit(f"usage: python -m {main.__module__} CONFIG [key=value ...]")
+    try:
+        experiment = load_experiment(argv[0], argv[1:])
+        main(experiment, open_run(Path(experiment.run), experiment))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error

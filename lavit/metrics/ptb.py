@@ -1,0 +1,154 @@
+"""Penn-Treebank tokenization of captions, twice: by Stanford's Java tokenizer and by our own Python one.
+
+Caption metrics are defined over the words of `edu.stanford.nlp.process.PTBTokenizer -lowerCase`, less a list of
+punctuation (the COCO caption evaluation, arXiv 1504.00325). pycocoevalcap carries the jar and the list; the jar needs
+Java. `python_words` is for machines without it: written from what the jar was seen to do, and tested equal to it on
+captions (contractions, hyphens, quotes, numbers, flags, parentheses, ampersands). It is made for English captions of
+one or a few sentences; telephone numbers, HTML entities and rare abbreviations are known to differ.
+
+Both keep what the official evaluation keeps, even its oddity: a parenthesis stays as the word `-lrb-`, because the
+list of punctuation is in capitals and the words are not.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from pycocoevalcap.tokenizer import ptbtokenizer
+
+REMOVED = frozenset(ptbtokenizer.PUNCTUATIONS)
+JAR = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+
+# A line between any two captions. Whether "b." ends a sentence depends on the word after it, across the line break:
+# without the guard a caption's words would depend on which caption happens to come next.
+GUARD = "The"
+
+
+@functools.cache
+def java_runs() -> bool:
+    """Whether `java` is on the path and starts (macOS has a `java` that only asks for an installation)."""
+    if shutil.which("java") is None:
+        return False
+    return subprocess.run(["java", "-version"], capture_output=True).returncode == 0
+
+
+def java_words(captions: list[str]) -> list[list[str]]:
+    """The words of each caption by the Java tokenizer: one process for all of them.
+
+    pycocoevalcap's own wrapper is not called: it writes a file into the installed package, takes the encoding from
+    the locale and goes on when Java fails. Errors: RuntimeError when Java fails or answers with other lines.
+    """
+    if not captions:
+        return []
+    # "\n" must not occur inside a caption, nor any other sign that Java takes for the end of a line.
+    lines = [line for caption in captions for line in (" ".join(caption.split()), GUARD)]
+    command = ["java", "-Dfile.encoding=UTF-8", "-cp", str(JAR), "edu.stanford.nlp.process.PTBTokenizer"]
+    done = subprocess.run(
+        [*command, "-preserveLines", "-lowerCase"],
+        input=("\n".join(lines) + "\n").encode("utf-8", "replace"),
+        capture_output=True,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"the Java PTB tokenizer failed ({done.returncode}): {done.stderr.decode()[-500:]}")
+    found = done.stdout.decode("utf-8").removesuffix("\n").split("\n")
+    if len(found) != len(lines) or any(line != GUARD.lower() for line in found[1::2]):
+        raise RuntimeError(f"the Java PTB tokenizer answered {len(found)} lines to {len(lines)}; use 'ptb-python'")
+    return [[word for word in line.split() if word not in REMOVED] for line in found[::2]]
+
+
+# --- The Python tokenizer: one regular expression, the first alternative that matches at a place wins. ---
+
+L = r"[^\W\d_²³¹⁰-⁹₀-₉]|[\u0300-\u036f]"  # a letter or an accent; Python counts superscripts as letters
+A = rf"(?:{L}|\d)"  # a letter or a digit
+L = rf"(?:{L})"
+COMPOUND = rf"(?:[-_]{A}+)*(?:/{A}+(?:[-_]{A}+)*){{0,2}}"  # -haired, _b, /or-not
+
+# Words whose full stop is theirs, wherever they stand; only when capitalised; only before a number.
+ABBREVIATIONS = """mr mrs ms dr prof st ste mt ft sgt capt lt gen col cmdr adm maj pvt cpl rep sen gov hon rev sr jr
+    msgr mme mlle messrs atty pres supt pfc jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu
+    thurs fri inc co corp ltd bros plc assn cos ave blvd rd ct sq bldg dept univ ala ariz calif colo conn fla ga ind
+    kan kans ky md mich minn mo mont neb nev okla penn tenn va vt wis wyo dak etc vs cf al est tel ext ph.d esq elec
+    mfg intl natl assoc asst"""
+CAPITALISED = "Ark Del Ill La Mass Miss Ore Pa Tex Wash"
+NUMBERED = "ca no nos fig figs pp p art op"
+# After "b." these begin a sentence, so the full stop is not the letter's.
+SENTENCE_STARTS = """The A An It He She They We You This That These In At But If When As There Here What So Then Now Her
+    Our Their One Some Many Other Such However Since While After According About Yet Once"""
+Q = "['’]"
+ENCLITIC = rf"{Q}(?:s|d|m|re|ve|ll|em|n)(?!{A})"
+END = rf"(?!{A}|-|{Q})"
+
+# Words with an apostrophe inside. Elision (o'clock, d'Ivoire, O'Brien), between vowels (ma'am, Hawai'i), and a list.
+WHOLE = (
+    rf"(?:{A}+-)*(?:[dlnoDLNO]{Q}|[A-HJ-XZ]{Q}(?=[A-Z])){L}{{2,}}(?:-{A}+)*|(?i:{L}+[aeiou]{Q}[aeiou]{L}*)"
+    rf"|(?i:nor'easter|c'mon|d'oh|s'mores|c'est|qu'est|nat'l|cap'n|li'l|e'er|ol'(?!{A})|d'(?!{A}))"
+)
+
+
+def _any(words: str) -> str:
+    return "(?:" + "|".join(re.escape(word) for word in sorted(words.split(), key=len, reverse=True)) + ")"
+
+
+TOKEN = re.compile(
+    "|".join(
+        [
+            r"(?i:(?:https?://|www\.)\S+(?<![.,;:!?)'\"]))",
+            rf"(?:{A}|[._-])+@(?:{A}|[.-])*{A}",  # an address
+            rf"[@#]{L}(?:{A}|_)*",  # @user, #tag
+            r"""</?[A-Za-z]\w*(?: +[A-Za-z]\w*(?:="[^"]*")?)*>""",  # a tag
+            r">?[:;=]['-]?[()DPOp\[\]|3](?![A-Za-z0-9])",  # a smiley
+            rf"(?i:{Q}n{Q}|(?<!\d){Q}\d0s|(?<!\d){Q}\d\d(?!{A})|{ENCLITIC}|'t(?=is\b|was\b|isn't)|{Q}(?:cause|til)(?!{A}))",
+            rf"(?:[A-Za-z]\.){{2,}}(?:-{A}+)*(?!{A})",  # U.S., p.m., U.S.-made
+            rf"(?i:{_any(ABBREVIATIONS)})\.(?!{A})",
+            rf"{_any(CAPITALISED)}\.(?!{A})",
+            rf"(?i:{_any(NUMBERED)})\.(?=\s*\d)",
+            # "b." of a middle initial or a "plan b.", but not at the end nor before the start of a sentence
+            rf"[A-Za-z]\.(?!{A})(?!\s*$)(?!\s+{_any(SENTENCE_STARTS)}(?:\s|$))",
+            rf"{L}+\.(?=[,;:])",  # an unknown abbreviation: "first.,"
+            rf"(?i:{L}+(?=n{Q}t(?!{A})))(?<!n)|(?i:n{Q}t(?!{A}))",  # is n't
+            rf"(?i:can(?=not{END})|(?:gim|lem)(?=me{END})|(?:gon|wan)(?=na{END})|got(?=ta{END}))",
+            WHOLE,
+            rf"(?i:[dljy](?!{ENCLITIC}){Q}(?={L}))",  # y' all
+            rf"{L}+\d*(?:\.{L}{A}*)+",  # cat.dog, file.txt
+            rf"(?<!{A})[-+]?\d+(?:[.,:]\d+)+(?:-{A}++(?![.,:]\d))*|[.,:]\d+(?:[.,:]\d+)*",
+            r"[-+]\d+",
+            r"(?:US|A|C|HK|NZ)\$",
+            rf"[A-Z]&[A-Z](?!{A})|AT&T|[CF]\+\+|[CF]#(?!{A})",
+            rf"{A}+{COMPOUND}",
+            r"[?!]{2,}|-{5,}|-+|\.+|\*+|_+|#+|@+|<+|>+",
+            r"\S",
+        ]
+    )
+)
+
+SPELLINGS = {
+    **dict.fromkeys("‘‛‹›", " ` "),
+    **dict.fromkeys("“”«»", ' " '),
+    **dict.fromkeys("–—", " - "),
+    **{"…": " ... ", "¢": " cents ", "£": "#", "€": "$", "\u00ad": ""},
+    **{"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
+}
+ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " "}
+# What the Java tokenizer deletes: all outside the basic plane (emoji), joiners and selectors, two new currency signs.
+DELETED = re.compile("[\x00-\x1f\u200b-\u200d\u2060\u20b9\u20bd\u20e3\ue000-\uf8ff\ufe0f\ufeff\ufffd\U00010000-\U0010ffff]")
+BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+DROPPED = re.compile(r"""-{1,4}|\.+|[?!,:;'’"`]""")
+STRAIGHTENED = re.compile(r"^(n?)’(s|d|m|re|ve|ll|t)$")
+
+
+def python_words(caption: str) -> list[str]:
+    """The words of one caption, without Java: lower case, less the removed punctuation."""
+    for entity, sign in ENTITIES.items():
+        caption = caption.replace(entity, sign)
+    text = " ".join(DELETED.sub(" ", caption.translate(str.maketrans(SPELLINGS))).split())
+    words = []
+    for token in TOKEN.findall(text):
+        # A curly apostrophe is made straight in an ending (man’s) and stays everywhere else (o’clock): so does Java.
+        word = STRAIGHTENED.sub(r"\1'\2", token.lower())
+        word = "".join(BRACKETS.get(sign, sign) for sign in word)
+        words += [part for part in word.split() if not DROPPED.fullmatch(part)]
+    return words

@@ -1,0 +1,87 @@
+"""Picture sets with the frozen encoder's features, kept on disk where the set is small.
+
+At the paper's size an image's features are 720 KB, so there they are computed when they are needed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lavit.data.images import open_image
+from lavit.data.shards import Shards
+from lavit.runs import Progress
+from lavit.tokenizers.encoders import Encoder, to_pixels
+
+BATCH = 64
+
+
+class PictureSet:
+    """One split of a set of pictures: captions or questions, pixels, and features where they were cached."""
+
+    def __init__(self, shards: Shards, features: Path | None = None):
+        self.shards = shards
+        self.cached = np.load(features, mmap_mode="r") if features else None
+        if self.cached is not None and len(self.cached) != len(shards):
+            raise ValueError(f"{features} holds {len(self.cached)} pictures and the shards {len(shards)}; remove it")
+        described = [shards.describe(i) for i in range(len(shards))]
+        self.captions = [caption for caption, _ in described]
+        self.meta = [meta for _, meta in described]
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def pixels(self, numbers: list[int] | Tensor, size: int) -> Tensor:
+        """(B, 3, size, size) float32 in [0, 1]."""
+        numbers = [int(n) for n in numbers]
+        images = [to_pixels(open_image(self.shards.image(n), f"picture {n}"), size) for n in numbers]
+        return torch.stack(images)
+
+    def inputs(self, numbers: list[int] | Tensor, size: int) -> Tensor:
+        """What a tokenizer reads: (B, P, D) float32 features where they are cached, else (B, 3, size, size) pixels."""
+        if self.cached is None:
+            return self.pixels(numbers, size)
+        return torch.from_numpy(self.cached[np.asarray(numbers)].astype(np.float32))
+
+
+def cache_features(shards: Shards, encoder: Encoder, path: Path, progress: Progress, done: int) -> int:
+    """Write a split's standardized features (n, P, D) float16 to ``path`` unless they are there; pictures done so far."""
+    if path.is_file():
+        return done + len(shards)
+    config = encoder.config
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(shards), config.patches, config.width))
+    for start in range(0, len(shards), BATCH):
+        end = min(start + BATCH, len(shards))
+        pixels = [to_pixels(open_image(shards.image(i), f"picture {i}"), config.image_size) for i in range(start, end)]
+        out[start:end] = encoder(torch.stack(pixels)).half().numpy()
+        progress.update(done + end)
+    out.flush()
+    os.replace(temporary, path)
+    return done + len(shards)
+
+
+def measure_statistics(shards: Shards, encoder: Encoder, path: Path, sample: int = 1024) -> None:
+    """Set the encoder's standardization from an even sample of training pictures, kept at ``path`` for later runs."""
+    if not path.is_file():
+        size = encoder.config.image_size
+        numbers = np.linspace(0, len(shards) - 1, min(sample, len(shards))).astype(int)
+        count, total, square = 0, 0.0, 0.0
+        for start in range(0, len(numbers), BATCH):
+            images = [to_pixels(open_image(shards.image(i), f"picture {i}"), size) for i in numbers[start : start + BATCH]]
+            raw = encoder.raw(torch.stack(images)).flatten(0, 1).double()
+            count, total, square = count + len(raw), total + raw.sum(0), square + raw.square().sum(0)
+        mean = total / count
+        std = (square / count - mean.square()).clamp_min(0).sqrt()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as f:
+            np.save(f, torch.stack([mean, std]).float().numpy())
+        os.replace(temporary, path)
+    mean, std = torch.from_numpy(np.load(path))
+    encoder.standardize_by(mean, std)

@@ -1,0 +1,38 @@
+"""Released weights: safetensors and nothing pickled, loaded strictly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's parameters and buffers, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}, temporary)
+    os.replace(temporary, path)
+
+
+def load_weights(module: nn.Module, path: Path) -> nn.Module:
+    """Fill ``module`` in place and return it in evaluation mode.
+
+    Raises:
+        ValueError: no such file, a broken one, or names and shapes that do not fit (named).
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}; run the stage that writes them first")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); write it again") from None
+    own = module.state_dict()
+    wrong = [n for n in own.keys() ^ state.keys()] + [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    if wrong:
+        raise ValueError(f"{path} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
+    module.load_state_dict(state)
+    return module.eval()

@@ -1,0 +1,156 @@
+"""Where everything of a run lives, and how it is opened: one place that knows the folders.
+
+```
+run/data/captions  run/data/vqa     shards                         tokenizer.prepare
+run/features                        cached encoder features        tokenizer.prepare
+run/tokenizer                       tokenizer.safetensors          tokenizer.train
+run/codes                           codes and merged features      tokenizer.extract
+run/pretrain                        text/, model.safetensors       pretrain.train
+run/decoder                         renderer.safetensors           tokenizer.train_decoder
+run/eval                            one JSON a task                eval.*
+```
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lavit.data.shards import Shards
+from lavit.data.text import open_text_tokenizer
+from lavit.experiment import Experiment
+from lavit.model import UnifiedLM
+from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.runs import Progress, stage_folder
+from lavit.tokenizers.encoders import Encoder
+from lavit.tokenizers.features import PictureSet, cache_features, measure_statistics
+from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.training.weights import load_weights
+from lavit.vocabulary import Vocabulary
+
+SPLITS = ("train", "validation", "test")
+
+
+class Workspace:
+    """The folders of one run of one experiment. ``part`` below is "captions" or "vqa"."""
+
+    def __init__(self, experiment: Experiment, run: Path):
+        self.experiment, self.run = experiment, run
+
+    def folder(self, stage: str) -> Path:
+        return stage_folder(self.run, stage)
+
+    def shards(self, part: str, split: str) -> Shards:
+        return Shards(self.run / "data" / part, split)
+
+    def parts(self) -> list[str]:
+        """Which sets the experiment has."""
+        return ["captions"] + (["vqa"] if self.experiment.data.vqa else [])
+
+    def pictures(self, part: str, split: str) -> PictureSet:
+        """A split with its features where the experiment caches them."""
+        cached = self.experiment.tokenizer.cache_features
+        path = self.run / "features" / f"{part}-{split}.npy"
+        if cached and not path.is_file():
+            raise ValueError(f"no features {path}; run tokenizer.prepare first")
+        return PictureSet(self.shards(part, split), path if cached else None)
+
+    def codes(self, part: str, split: str) -> CodeSet:
+        path = self.run / "codes" / f"{part}-{split}.npz"
+        if not path.is_file():
+            raise ValueError(f"no codes {path}; run tokenizer.extract first")
+        return CodeSet(path)
+
+    def encoder(self) -> Encoder:
+        """The frozen encoder with its standardization measured on the training pictures."""
+        encoder = Encoder(self.experiment.tokenizer.model.encoder)
+        if encoder.config.clip:
+            measure_statistics(self.shards("captions", "train"), encoder, self.run / "features" / "statistics.npy")
+        return encoder
+
+    def cache_features(self) -> None:
+        """Compute what the experiment keeps of the encoder, resuming at the split that was cut."""
+        encoder = self.encoder().eval()
+        if not self.experiment.tokenizer.cache_features:
+            return
+        sets = [(part, split, self.shards(part, split)) for part in self.parts() for split in SPLITS]
+        progress = Progress(self.folder("data"), sum(len(s) for _, _, s in sets), "pictures")
+        done = 0
+        for part, split, shards in sets:
+            done = cache_features(shards, encoder, self.run / "features" / f"{part}-{split}.npy", progress, done)
+
+    def new_tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed)
+        tokenizer.encoder = self.encoder()
+        return tokenizer
+
+    def tokenizer(self) -> Tokenizer:
+        """The trained tokenizer, in evaluation mode."""
+        blank = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed)
+        return load_weights(blank, self.run / "tokenizer" / "tokenizer.safetensors")
+
+    def text_tokenizer(self):
+        text = self.experiment.pretrain.text
+        return open_text_tokenizer(text.folder or self.run / "pretrain" / "text")
+
+    def new_model(self) -> UnifiedLM:
+        e = self.experiment
+        vocabulary = Vocabulary(len(self.text_tokenizer()), e.tokenizer.model.quantizer.codes)
+        return UnifiedLM(e.pretrain.model, vocabulary, e.tokenizer.model.merger.width, e.seed)
+
+    def model(self) -> UnifiedLM:
+        """The pretrained language model, in evaluation mode."""
+        return load_weights(self.new_model(), self.run / "pretrain" / "model.safetensors")
+
+    def new_renderer(self) -> DiffusionRenderer:
+        e = self.experiment
+        encoder = e.tokenizer.model.encoder
+        return DiffusionRenderer(e.decoder.model, encoder.width, encoder.patches, e.seed)
+
+    def renderer(self) -> DiffusionRenderer:
+        """The trained pixel decoder, in evaluation mode."""
+        return load_weights(self.new_renderer(), self.run / "decoder" / "renderer.safetensors")
+
+
+class CodeSet:
+    """Extracted tokens of one split, ragged: what the language model trains on."""
+
+    def __init__(self, path: Path):
+        with np.load(path) as stored:
+            self._codes = torch.from_numpy(stored["codes"].astype(np.int64))
+            self._features = torch.from_numpy(stored["features"])
+            self._start = torch.from_numpy(stored["start"]).tolist()
+
+    def __len__(self) -> int:
+        return len(self._start) - 1
+
+    def codes(self, number: int) -> Tensor:
+        """(n,) int64 codes of a picture."""
+        return self._codes[self._start[number] : self._start[number + 1]]
+
+    def features(self, number: int) -> Tensor:
+        """(n, D) float32 merged features of a picture."""
+        return self._features[self._start[number] : self._start[number + 1]].float()
+
+    def counts(self) -> Tensor:
+        """(pictures,) int64 tokens of each."""
+        return torch.tensor(self._start).diff()
+
+    def all_codes(self) -> Tensor:
+        return self._codes
+
+    def padded(self, numbers: list[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (B, N) int64 and keep (B, N) bool of several pictures."""
+        return pad_codes([self.codes(int(n)) for n in numbers])
+
+
+def pad_codes(codes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged codes to (B, N) int64, left-aligned, and (B, N) bool which are real."""
+    lengths = torch.tensor([len(c) for c in codes])
+    keep = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    out = torch.zeros(keep.shape, dtype=torch.int64)
+    out[keep] = torch.cat(codes)
+    return out, keep

@@ -1,0 +1,58 @@
+"""Between stages 1 and 2: pictures to codes and merged features. ``make extract CONFIG=…``"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lavit.experiment import Experiment, run_stage
+from lavit.runs import FolderLock, Progress, end_with_parent, is_done, mark_done, stage_clock
+from lavit.tokenizers.features import PictureSet
+from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.workspace import SPLITS, Workspace
+
+BATCH = 64
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    work = Workspace(experiment, run)
+    folder = work.folder("codes")
+    if is_done(folder):
+        return
+    end_with_parent()
+    with FolderLock(folder), stage_clock(folder):
+        tokenizer = work.tokenizer()
+        sets = [(part, split, work.pictures(part, split)) for part in work.parts() for split in SPLITS]
+        progress, done = Progress(folder, sum(len(s) for _, _, s in sets), "pictures"), 0
+        for part, split, pictures in sets:
+            path = folder / f"{part}-{split}.npz"
+            if not path.is_file():
+                write_codes(tokenizer, pictures, path, progress, done)
+            done += len(pictures)
+        mark_done(folder, {"pictures": done})
+
+
+@torch.no_grad()
+def write_codes(tokenizer: Tokenizer, pictures: PictureSet, path: Path, progress: Progress, done: int) -> None:
+    """Ragged codes (n,) uint16 or int32, merged features (n, D) float16 and starts (pictures + 1,), whole or not at all."""
+    codes, features, counts = [], [], []
+    for start in range(0, len(pictures), BATCH):
+        numbers = list(range(start, min(start + BATCH, len(pictures))))
+        inputs = pictures.inputs(numbers, tokenizer.config.encoder.image_size)
+        tokens = tokenizer.encode_features(tokenizer.patch_features(inputs))
+        codes.append(tokens.codes[tokens.keep].int().numpy())
+        features.append(tokens.features[tokens.keep].half().numpy())
+        counts.append(tokens.keep.sum(1).numpy())
+        progress.update(done + numbers[-1] + 1)
+    starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as f:
+        np.savez(f, codes=np.concatenate(codes), features=np.concatenate(features), start=starts)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    run_stage(main)

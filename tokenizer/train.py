@@ -1,0 +1,80 @@
+"""Stage 1: train selector, merger, codebook and feature decoder. ``make tokenizer CONFIG=…``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lavit.experiment import Experiment, run_stage
+from lavit.runs import is_done, mark_done
+from lavit.tokenizers.quantizer import gathered
+from lavit.tokenizers.reducer import gumbel_noise, noise_scale
+from lavit.tokenizers.tokenizer import TokenizerBatch
+from lavit.training.loop import Place, generator_for, items_at, train
+from lavit.training.weights import save_weights
+from lavit.workspace import Workspace
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    work, stage, seed = Workspace(experiment, run), experiment.tokenizer, experiment.seed
+    folder = work.folder("tokenizer")
+    if is_done(folder):
+        return
+    sets = {part: work.pictures(part, "train") for part in work.parts()}
+    shares = {"captions": 1 - stage.vqa_share, "vqa": stage.vqa_share} if "vqa" in sets else {"captions": 1.0}
+    tokenizer = work.new_tokenizer()
+    size = stage.model.encoder.image_size
+
+    def inputs(place: Place) -> torch.Tensor:
+        """Each set keeps its share of every micro-batch."""
+        second = round(place.size * shares.get("vqa", 0.0))
+        rows = []
+        for part, count in (("captions", place.size - second), ("vqa", second)):
+            if count:
+                numbers = items_at(place._replace(size=count), stage.train.accumulate, len(sets[part]), seed)
+                rows.append(sets[part].inputs(numbers, size))
+        return torch.cat(rows)
+
+    def batch_at(place: Place) -> TokenizerBatch:
+        shape = (place.size * place.world, stage.model.encoder.patches, 2)
+        # Drawn for the global batch, so that the ranks' noise does not depend on their number.
+        noise = gumbel_noise(shape, generator_for(seed, place.step, place.micro))
+        scale = noise_scale(place.step, stage.noise_steps)
+        mine = noise[place.rank * place.size : (place.rank + 1) * place.size]
+        return TokenizerBatch(inputs(place), mine * scale if scale else None)
+
+    @torch.no_grad()
+    def before_step(step: int) -> None:
+        tokenizer.quantize = step >= stage.plain_steps
+        if step == stage.plain_steps:
+            tokenizer.eval()
+            units = [_projected(tokenizer, batch_at(place)) for place in _kmeans_places(experiment)]
+            tokenizer.quantizer.start_from(gathered(torch.cat(units)))
+
+    train(tokenizer, batch_at, stage.train, folder, before_step)
+    if torch.distributed.get_rank() == 0:
+        save_weights(tokenizer, folder / "tokenizer.safetensors")
+        mark_done(folder, {"steps": stage.train.steps})
+
+
+def _projected(tokenizer, batch: TokenizerBatch) -> torch.Tensor:
+    """(n, C) float32 unit vectors of a batch's kept patches, before quantization."""
+    device = next(tokenizer.parameters()).device
+    features = tokenizer.patch_features(batch.inputs.to(device))
+    merged, keep, _ = tokenizer.merger(features, tokenizer.select(features))
+    return tokenizer.quantizer.project(merged)[keep]
+
+
+def _kmeans_places(experiment: Experiment) -> list[Place]:
+    """Enough micro-batches for k-means, at about a third of the patches kept."""
+    stage = experiment.tokenizer
+    wanted = max(stage.model.quantizer.kmeans_vectors, 2 * stage.model.quantizer.codes)
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    size = stage.train.batch // (world * stage.train.accumulate)
+    count = -(-3 * wanted // (stage.model.encoder.patches * size * world))
+    return [Place(step, 0, rank, world, size) for step in range(count)]
+
+
+if __name__ == "__main__":
+    run_stage(main)

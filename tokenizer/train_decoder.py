@@ -1,0 +1,52 @@
+"""Stage 3: train the pixel decoder on reconstructed features. ``make decoder CONFIG=…``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lavit.experiment import Experiment, run_stage
+from lavit.renderers.diffusion import RendererBatch, training_noise
+from lavit.runs import is_done, mark_done
+from lavit.training.loop import Place, generator_for, items_at, train
+from lavit.training.weights import save_weights
+from lavit.workspace import Workspace
+
+DRAFT_BATCH = 64
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    work, stage, seed = Workspace(experiment, run), experiment.decoder, experiment.seed
+    folder = work.folder("decoder")
+    if is_done(folder):
+        return
+    tokenizer, renderer = work.tokenizer(), work.new_renderer()
+    pictures, codes = work.pictures("captions", "train"), work.codes("captions", "train")
+    grid = stage.model.image_size // stage.model.patch
+
+    @torch.no_grad()
+    def pair(numbers: Tensor | list[int]) -> tuple[Tensor, Tensor]:
+        """Reconstructed features (B, P, D) and images (B, 3, S, S) in [-1, 1]."""
+        rebuilt = tokenizer.decode(tokenizer.lookup(*codes.padded(numbers)))
+        return rebuilt, pictures.pixels(numbers, stage.model.image_size) * 2 - 1
+
+    def batch_at(place: Place) -> RendererBatch:
+        features, images = pair(items_at(place, stage.train.accumulate, len(pictures), seed))
+        shape = (len(images), 3 * stage.model.patch**2, grid, grid)
+        return RendererBatch(features, images, *training_noise(stage.model, shape, generator_for(seed, *place)))
+
+    def before_step(step: int) -> None:
+        if step == 0 and stage.model.draft:
+            starts = range(0, len(pictures), DRAFT_BATCH)
+            renderer.fit_draft(pair(list(range(s, min(s + DRAFT_BATCH, len(pictures))))) for s in starts)
+
+    train(renderer, batch_at, stage.train, folder, before_step)
+    if torch.distributed.get_rank() == 0:
+        save_weights(renderer, folder / "renderer.safetensors")
+        mark_done(folder, {"steps": stage.train.steps})
+
+
+if __name__ == "__main__":
+    run_stage(main)
