@@ -17,18 +17,19 @@ from lavit.launch import SAVE_PATIENCE
 from lavit.runs import DemoConfig, Screen, end_with_parent, read_json, read_seconds, require_same_config, write_json
 from lavit.runs.progress import clock
 
+MODELS = ("pretrain", "decoder")
 LAVIT = (
     Stage("data", "tokenizer.prepare", own_clock=True),
     Stage("tokenizer", "tokenizer.train", needs=("data",), ranks=True),
-    Stage("extract", "tokenizer.extract", needs=("tokenizer",)),
+    Stage("extract", "tokenizer.extract", needs=("tokenizer",), folder="codes"),
     Stage("pretrain", "pretrain.train", needs=("extract",), ranks=True, group="models"),
     Stage("decoder", "tokenizer.train_decoder", needs=("extract",), ranks=True, group="models"),
-    Stage("tokens", "tokenizer.evaluate", needs=("tokenizer",), folder="eval/tokenizer"),
-    Stage("caption", "eval.caption", needs=("pretrain",), folder="eval/caption"),
-    Stage("vqa", "eval.vqa", needs=("pretrain",), folder="eval/vqa"),
-    Stage("reconstruction", "eval.reconstruct", needs=("decoder",), folder="eval/reconstruction"),
-    Stage("text to image", "eval.text_to_image", needs=("pretrain", "decoder"), folder="eval/text_to_image"),
-    Stage("report", "eval.report", needs=("tokens", "caption", "vqa", "reconstruction", "text to image")),
+    Stage("codes", "tokenizer.evaluate", ("extract",), "eval", "eval/tokenizer.json"),
+    Stage("caption", "eval.caption", MODELS, "eval", "eval/caption.json"),
+    Stage("vqa", "eval.vqa", MODELS, "eval", "eval/vqa.json"),
+    Stage("reconstruction", "eval.reconstruct", MODELS, "eval", "eval/reconstruction.json"),
+    Stage("text to image", "eval.text_to_image", MODELS, "eval", "eval/text_to_image.json"),
+    Stage("report", "eval.report", ("codes", "caption", "vqa", "reconstruction", "text to image"), result="report.html"),
 )
 
 HEADLINES = {
@@ -88,8 +89,8 @@ def check_settings(run: Path, config: str, overrides: Sequence[str], seen: bool)
 
 def show_results(run: Path, stages: Sequence[Stage], screen: Screen) -> None:
     """Print the minutes of each stage, the chief figures and where the report is."""
-    for stage in stages:
-        screen.line(f"  {stage.name:<28}{clock(read_seconds(stage.at(run))):>8}")
+    for folder in dict.fromkeys(stage.at(run) for stage in stages):  # the evaluations share one
+        screen.line(f"  {folder.name:<28}{clock(read_seconds(folder)):>8}")
     screen.line(f"  {'in all':<28}{clock(read_seconds(run)):>8}")
     metrics: dict[str, Any] = read_json(run / "metrics.json")
     for key, words in HEADLINES.items():

@@ -25,13 +25,13 @@ from lavit.runs import (
     end_all,
     is_done,
     read_done,
-    read_seconds,
     stage_clock,
     stage_folder,
 )
 from lavit.runs.folder import CLOCKED
 from lavit.runs.progress import Pace, clock
 
+NOTICE = 2.0  # seconds in which a run whose make was killed sees that, and says that it is stopping
 AT_ONCE = 2  # stages of one group that run at the same time
 ERROR = re.compile(r"(?:\[rank\d+\]: *)?(?:error: *(?P<said>.+)|(?P<raised>[\w.]*(?:Error|Exception|InUse)(?:: .*)?))")
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -45,7 +45,8 @@ class Stage:
         name: what the user reads.
         module: what is run.
         needs: names of the stages that must be done before.
-        folder: below the run folder; the name where it is empty.
+        folder: below the run folder, with log and seconds; the name where it is empty.
+        result: the file, below the run folder, whose presence says that it is done; ``folder/done.json`` where empty.
         ranks: whether DeepSpeed's launcher starts it, with the configured number of processes.
         group: stages of one group may run at the same time; "" runs alone.
         own_clock: it counts its seconds itself, by its parts.
@@ -55,6 +56,7 @@ class Stage:
     module: str
     needs: tuple[str, ...] = ()
     folder: str = ""
+    result: str = ""
     ranks: bool = False
     group: str = ""
     own_clock: bool = False
@@ -62,6 +64,10 @@ class Stage:
     def at(self, run: Path) -> Path:
         """The stage's folder."""
         return run / (self.folder or self.name)
+
+    def done(self, run: Path) -> bool:
+        """Whether it has finished."""
+        return (run / self.result).is_file() if self.result else is_done(self.at(run))
 
     def command(self, arguments: Sequence[str], processes: int) -> list[str]:
         """What to execute; ``arguments`` are the config file and the overrides."""
@@ -78,7 +84,7 @@ class Running:
     """A stage under way: its processes, its clock and the part of its log that they write."""
 
     def __init__(self, stage: Stage, run: Path, arguments: Sequence[str], processes: int, shares: int):
-        self.stage = stage
+        self.stage, self._run = stage, run
         self.folder = stage_folder(run, stage.folder or stage.name)
         self.log = self.folder / "log.txt"
         self.pace = Pace(stage.name, self.folder)
@@ -104,7 +110,7 @@ class Running:
         code = self.group.poll()
         if code is None:
             return False
-        if not is_done(self.folder):
+        if not self.stage.done(self._run):
             raise StageFailed(self._why(code))
         self.group.outlives(2.0)
         self.close()
@@ -153,7 +159,7 @@ class Conductor:
             ValueError: a finished stage is older than one that it was built on.
         """
         with StopSignal(self._at_once) as stop:
-            with FolderLock(self._run, wait=3.0, waiting=self._waiter("", stop)) as lock:
+            with FolderLock(self._run, wait=NOTICE, waiting=self._waiter("", stop)) as lock:
                 check_order(self._stages, self._run)
                 if not self._waiting_stages():
                     return 0
@@ -186,7 +192,7 @@ class Conductor:
             if item.finished():
                 self._running.remove(item)
                 self.ran.append(item.stage.name)
-                self._screen.line(f"  {item.stage.name}: done in {clock(read_seconds(item.folder))}")
+                self._screen.line(f"  {item.stage.name}: done in {clock(item.pace.seconds())}")
 
     def _start_ready(self, stop: StopSignal) -> None:
         """Start what needs nothing that is still to come and may run beside what runs."""
@@ -216,7 +222,7 @@ class Conductor:
         return min(AT_ONCE, sum(other.group == stage.group for other in self._stages))
 
     def _waiting_stages(self) -> list[Stage]:
-        return [stage for stage in self._stages if not is_done(stage.at(self._run))]
+        return [stage for stage in self._stages if not stage.done(self._run)]
 
     def _waiter(self, name: str, stop: StopSignal) -> Callable[[str], None]:
         said: list[str] = []
@@ -251,15 +257,17 @@ def check_order(stages: Sequence[Stage], run: Path) -> None:
     Raises:
         ValueError: naming the folders to remove.
     """
-    done = {stage.name: read_done(stage.at(run)) for stage in stages}
-    known = {name: info["finished"] for name, info in done.items() if info is not None}
+    finished = {stage.name: (read_done(stage.at(run)) or {}).get("finished") for stage in stages if not stage.result}
+    gone = {stage.name for stage in stages if not stage.done(run)}
     stale: dict[str, str] = {}
     for index, stage in enumerate(stages):
         assert {other.name for other in stages[:index]}.issuperset(stage.needs), f"{stage.name}: {stage.needs}"
-        for need in stage.needs:
-            if stage.name in known and (known.get(need, float("inf")) > known[stage.name] or need in stale):
+        for need in stage.needs if stage.name not in gone else ():
+            times = finished.get(need), finished.get(stage.name)
+            newer = None not in times and times[0] > times[1]
+            if need in gone or need in stale or newer:
                 stale.setdefault(stage.name, need)
     if stale:
         name, need = next(iter(stale.items()))
-        folders = " ".join(str(stage.at(run)) for stage in stages if stage.name in stale)
-        raise ValueError(f"{name} was built on a {need} that is gone or newer; remove what is out of date: {folders}")
+        places = " ".join(str(run / (s.result or s.folder or s.name)) for s in stages if s.name in stale)
+        raise ValueError(f"{name} was built on a {need} that is gone or newer; remove what is out of date: {places}")

@@ -32,7 +32,9 @@ class OneOf:
 
     def chosen(self) -> tuple[str, Any]:
         """The name and the value of the one alternative that is set."""
-        return next((f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) is not None)
+        return next(
+            (f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) is not None
+        )
 
 
 def load(schema: type[T], path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> T:
@@ -194,6 +196,8 @@ def _overlay(below: dict[str, Any], above: dict[str, Any], schema: type) -> dict
     chosen = {key for key, value in above.items() if value is not None}
     keep = not (issubclass(schema, OneOf) and chosen)
     merged = {key: value for key, value in below.items() if keep or key in chosen}
+    if not keep:  # the dataclass's own default is a choice too, and is cleared like an earlier layer's
+        merged |= dict.fromkeys(known.keys() - chosen)
     for key, value in above.items():
         inner = _dataclass_in(known[key])
         if inner is not None and isinstance(value, dict):
@@ -216,7 +220,8 @@ def _check_choices(value: Any, prefix: str) -> None:
             chosen = [name for name in names if getattr(value, name) is not None]
             if len(chosen) != 1:
                 raise ConfigError(
-                    f"'{prefix.rstrip('.')}' must set exactly one of {', '.join(names)}; it sets {', '.join(chosen) or 'none'}"
+                    f"'{prefix.rstrip('.')}' must set exactly one of {', '.join(names)}; "
+                    f"it sets {', '.join(chosen) or 'none'}"
                 )
         for f in dataclasses.fields(value):
             _check_choices(getattr(value, f.name), f"{prefix}{f.name}.")

@@ -14,7 +14,7 @@ from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
 from lavit.generation import ImagePlan, TextPlan
 from lavit.model import ModelConfig
 from lavit.renderers.diffusion import DiffusionConfig
-from lavit.runs import DemoConfig, open_run
+from lavit.runs import DemoConfig, FolderLock, end_with_parent, is_done, mark_done, open_run, stage_clock, stage_folder
 from lavit.tokenizers.tokenizer import TokenizerConfig
 from lavit.training.engine import TrainConfig
 
@@ -56,7 +56,10 @@ class DecoderStage:
 
 @dataclass
 class EvaluationConfig:
-    """What is measured on which split, and how the model writes and draws."""
+    """What is measured on which split, and how the model writes and draws.
+
+    ``candidates`` drawings are made of a text, of which the model keeps the one that it captions best.
+    """
 
     split: str = "test"
     captions: int = 240
@@ -64,6 +67,7 @@ class EvaluationConfig:
     questions: int = 2000
     reconstructions: int = 200
     drawings: int = 100
+    candidates: int = 1
     derangements: int = 20
     text: TextPlan = field(default_factory=TextPlan)
     image: ImagePlan = field(default_factory=ImagePlan)
@@ -86,17 +90,28 @@ def load_experiment(path: str | Path, overrides: list[str] | tuple[str, ...] = (
     return configuration.load(Experiment, path, overrides)
 
 
-def run_stage(main: Callable[[Experiment, Path], None], argv: list[str] | None = None) -> None:
+def run_stage(
+    main: Callable[[Experiment, Path], None], stage: str | None = None, argv: list[str] | None = None
+) -> None:
     """Every run script's command line: ``CONFIG [key=value …]``.
 
-    Opens the run folder and calls ``main(experiment, run)``; a user's mistake ends with one line and status 2.
+    Opens the run folder and calls ``main(experiment, run)``; a user's mistake ends with one line and status 2. With
+    ``stage``, a folder of the run, it also skips what is done, keeps a second writer out, counts the seconds and marks
+    the end; the training loop does that for the stages that train.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         raise SystemExit(f"usage: python -m {main.__module__} CONFIG [key=value ...]")
     try:
         experiment = load_experiment(argv[0], argv[1:])
-        main(experiment, open_run(Path(experiment.run), experiment))
+        run = open_run(Path(experiment.run), experiment)
+        if stage is None:
+            main(experiment, run)
+        elif not is_done(folder := stage_folder(run, stage)):
+            end_with_parent()
+            with FolderLock(folder), stage_clock(folder):
+                main(experiment, run)
+                mark_done(folder)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -49,9 +49,7 @@ class _Cache:
         x = x.gather(1, place.clamp(min=0)[..., None].expand_as(x))
         self.mask = (place >= 0).long()
         self.next_position = lengths
-        out = model.blocks(
-            inputs_embeds=x, attention_mask=self.mask, position_ids=place.clamp(min=0), use_cache=True
-        )
+        out = model.blocks(inputs_embeds=x, attention_mask=self.mask, position_ids=place.clamp(min=0), use_cache=True)
         self.past = out.past_key_values
         self.last = out.last_hidden_state[:, -1]
 

@@ -4,7 +4,7 @@
 run/data/captions  run/data/vqa     shards                         tokenizer.prepare
 run/features                        cached encoder features        tokenizer.prepare
 run/tokenizer                       tokenizer.safetensors          tokenizer.train
-run/codes                           codes and merged features      tokenizer.extract
+run/extract                         codes and merged features      tokenizer.extract
 run/pretrain                        text/, model.safetensors       pretrain.train
 run/decoder                         renderer.safetensors           tokenizer.train_decoder
 run/eval                            one JSON a task                eval.*
@@ -26,7 +26,7 @@ from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.runs import Progress, stage_folder
 from lavit.tokenizers.encoders import Encoder
-from lavit.tokenizers.features import PictureSet, cache_features, measure_statistics
+from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.training.weights import load_weights
 from lavit.vocabulary import Vocabulary
@@ -58,8 +58,19 @@ class Workspace:
             raise ValueError(f"no features {path}; run tokenizer.prepare first")
         return PictureSet(self.shards(part, split), path if cached else None)
 
+    def head_features(self, part: str, split: str) -> Tensor:
+        """(n, C) float32 pooled pre-classifier features of a split's pictures; kept beside the run's features."""
+        path = head_path(self.run / "features" / f"{part}-{split}.npy")
+        if not path.is_file():
+            encoder, pictures = self.encoder().eval(), PictureSet(self.shards(part, split))
+            size = encoder.config.image_size
+            starts = range(0, len(pictures), BATCH)
+            parts = [pictures.pixels(list(range(s, min(s + BATCH, len(pictures)))), size) for s in starts]
+            write_array(path, torch.cat([encoder.raw_and_head(pixels)[1] for pixels in parts]).numpy())
+        return torch.from_numpy(np.load(path))
+
     def codes(self, part: str, split: str) -> CodeSet:
-        path = self.run / "codes" / f"{part}-{split}.npz"
+        path = self.run / "extract" / f"{part}-{split}.npz"
         if not path.is_file():
             raise ValueError(f"no codes {path}; run tokenizer.extract first")
         return CodeSet(path)

@@ -17,9 +17,6 @@ from lavit.workspace import Workspace
 @torch.no_grad()
 def main(experiment: Experiment, run: Path) -> None:
     work, split = Workspace(experiment, run), experiment.evaluation.split
-    path = work.folder("eval") / "tokenizer.json"
-    if path.is_file():
-        return
     tokenizer, pictures, codes = work.tokenizer(), work.pictures("captions", split), work.codes("captions", split)
     size = tokenizer.config.encoder.image_size
     constant = mean_direction(work, tokenizer)
@@ -47,7 +44,7 @@ def main(experiment: Experiment, run: Path) -> None:
         "n": len(pictures),
         "split": split,
     }
-    write_json(path, figures)
+    write_json(work.folder("eval/tokenizer") / "figures.json", figures)
 
 
 def mean_direction(work: Workspace, tokenizer: Tokenizer) -> torch.Tensor:
@@ -59,4 +56,4 @@ def mean_direction(work: Workspace, tokenizer: Tokenizer) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, "eval/tokenizer")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lavit.experiment import Experiment, run_stage
-from lavit.runs import FolderLock, Progress, end_with_parent, is_done, mark_done, stage_clock
+from lavit.runs import Progress
 from lavit.tokenizers.features import PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import SPLITS, Workspace
@@ -19,25 +19,19 @@ BATCH = 64
 
 def main(experiment: Experiment, run: Path) -> None:
     work = Workspace(experiment, run)
-    folder = work.folder("codes")
-    if is_done(folder):
-        return
-    end_with_parent()
-    with FolderLock(folder), stage_clock(folder):
-        tokenizer = work.tokenizer()
-        sets = [(part, split, work.pictures(part, split)) for part in work.parts() for split in SPLITS]
-        progress, done = Progress(folder, sum(len(s) for _, _, s in sets), "pictures"), 0
-        for part, split, pictures in sets:
-            path = folder / f"{part}-{split}.npz"
-            if not path.is_file():
-                write_codes(tokenizer, pictures, path, progress, done)
-            done += len(pictures)
-        mark_done(folder, {"pictures": done})
+    folder, tokenizer = work.folder("extract"), work.tokenizer()
+    sets = [(part, split, work.pictures(part, split)) for part in work.parts() for split in SPLITS]
+    progress, done = Progress(folder, sum(len(s) for _, _, s in sets), "pictures"), 0
+    for part, split, pictures in sets:
+        path = folder / f"{part}-{split}.npz"
+        if not path.is_file():
+            write_codes(tokenizer, pictures, path, progress, done)
+        done += len(pictures)
 
 
 @torch.no_grad()
 def write_codes(tokenizer: Tokenizer, pictures: PictureSet, path: Path, progress: Progress, done: int) -> None:
-    """Ragged codes (n,) uint16 or int32, merged features (n, D) float16 and starts (pictures + 1,), whole or not at all."""
+    """Ragged codes (n,) int32, merged features (n, D) float16, starts (pictures + 1,) int64; whole or not at all."""
     codes, features, counts = [], [], []
     for start in range(0, len(pictures), BATCH):
         numbers = list(range(start, min(start + BATCH, len(pictures))))
@@ -55,4 +49,4 @@ def write_codes(tokenizer: Tokenizer, pictures: PictureSet, path: Path, progress
 
 
 if __name__ == "__main__":
-    run_stage(main)
+    run_stage(main, "extract")

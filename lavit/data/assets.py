@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lavit.data.clients import AssetError, AssetUnavailable, download, unpack_deb
-from lavit.data.disk import require_space
+from lavit.runs import require_free, write_json
 
 __all__ = ["ASSETS", "Asset", "AssetError", "AssetUnavailable", "cache_folder", "fetch", "licence_of"]
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def _fetch_first_offered(asset: Asset, root: Path) -> Path:
 
 def _fetch_version(asset: Asset, version: str, digest: str, root: Path) -> Path:
     folder = root / f"{asset.name}-{version}"
-    require_space(root, asset.megabytes * 1_000_000, f"asset '{asset.name}'")
+    require_free(root, asset.megabytes * 1_000_000)
     for stale in root.glob(f".{folder.name}.*"):  # left by a killed fetch; we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=root))
@@ -229,9 +229,7 @@ def _record_licence(root: Path, name: str) -> None:
     with _lock(root / ".licences.lock"):
         licences = json.loads(path.read_text()) if path.is_file() else {}
         licences[name] = licence_of(name)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(licences, indent=1, sort_keys=True))
-        os.replace(partial, path)
+        write_json(path, dict(sorted(licences.items())))
 
 
 @contextlib.contextmanager

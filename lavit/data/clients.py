@@ -12,7 +12,8 @@ from pathlib import Path
 _TIMEOUT = 1800  # seconds: the largest package is 161 MB
 _NO_NETWORK = re.compile(
     r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|from versions: none|NewConnectionError"
-    r"|Temporary failure|Could not resolve|Unable to connect|Failed to fetch|Connection (?:failed|timed out)|ProxyError",
+    r"|Temporary failure|Could not resolve|Unable to connect|Failed to fetch|ProxyError"
+    r"|Connection (?:failed|timed out|refused)",
     re.IGNORECASE,
 )
 _NOT_OFFERED = re.compile(
@@ -102,8 +103,11 @@ def _explain(client: str, what: str, output: str) -> AssetError:
     if _NO_NETWORK.search(output):
         return AssetError(f"{client} could not reach its registry for {what}; check the network and try again")
     if _NOT_OFFERED.search(output):
-        remedy = "run 'apt-get update' as root and try again, or set the source's optional: true" if client == "apt" \
+        remedy = (
+            "run 'apt-get update' as root and try again, or set the source's optional: true"
+            if client == "apt"
             else f"check which index or mirror {client} is set up to use"
+        )
         return AssetUnavailable(f"{client} offers no {what} here; {remedy}")
     lines = [line for line in output.splitlines() if line.strip() and not line.startswith(("WARNING", "npm warn"))]
     return AssetError(f"{client} failed over {what}: {' '.join(lines[-3:]) or 'it said nothing'}")

@@ -31,6 +31,17 @@ class EmojiSource:
     skin_tones: bool = False
 
 
+def emoji_assets(source: EmojiSource) -> list[str]:
+    """Names of the assets with the pictures and with the labels.
+
+    Raises:
+        SourceError: an unknown style.
+    """
+    if source.style not in STYLES:
+        raise SourceError(f"no emoji style is called '{source.style}'; there are {', '.join(STYLES)}")
+    return [f"emoji-{source.style}", "emojibase"]
+
+
 def read_emoji(source: EmojiSource, cache: str | None = None) -> Reading:
     """The emoji of one style, captioned ``category: label``.
 
@@ -38,9 +49,7 @@ def read_emoji(source: EmojiSource, cache: str | None = None) -> Reading:
         AssetError: the pictures or the labels cannot be fetched.
         SourceError: an unknown style.
     """
-    if source.style not in STYLES:
-        raise SourceError(f"no emoji style is called '{source.style}'; there are {', '.join(STYLES)}")
-    pictures, labels = f"emoji-{source.style}", "emojibase"
+    pictures, labels = emoji_assets(source)
     folder = fetch(pictures, cache) / "package" / "img" / source.style / "64"
     english = fetch(labels, cache) / "package" / "en"
     licences = {name: licence_of(name) for name in (pictures, labels)}

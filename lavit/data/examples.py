@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+_LONGEST_KEY = 88  # bytes; a plain tar header holds 100, and the suffix and a number go behind the key
 
 
 class SourceError(ValueError):
@@ -44,5 +47,9 @@ class Reading(NamedTuple):
 
 
 def safe_key(text: str) -> str:
-    """``text`` as an example key: a webdataset key ends at its first dot and holds no blanks."""
-    return "".join(char if char.isalnum() or char in "-_/" else "_" for char in text).strip("/") or "_"
+    """``text`` as an example key: a webdataset key ends at its first dot, holds no blanks and fits a tar header."""
+    key = "".join(char if char.isalnum() or char in "-_/" else "_" for char in text).strip("/") or "_"
+    if len(key.encode()) <= _LONGEST_KEY:
+        return key
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{key.encode()[: _LONGEST_KEY - 13].decode(errors='ignore')}-{digest}"

@@ -90,7 +90,7 @@ def read_folder(source: FolderSource, cache: str | None = None) -> Reading:
     captions, skips = _sidecars(images) if source.captions is None else _listed(Path(source.captions), images)
     meta = _meta(source.name, source.licence, source.language, source.split)
     examples = [
-        Example(f"{safe_key(source.name)}-{safe_key(file)}", path.read_bytes, text, {**meta, "concept": concept_of(text)})
+        Example(safe_key(f"{source.name}-{file}"), path.read_bytes, text, {**meta, "concept": concept_of(text)})
         for file, path in images.items()
         if (text := captions.get(file, ""))
     ]
@@ -202,7 +202,7 @@ def read_img2dataset(source: Img2datasetSource, cache: str | None = None) -> Rea
         licence = str(about.get("licence") or about.get("license") or source.licence)
         meta = {**_meta(source.name, licence, "en", source.split), "concept": concept_of(text), "original": about}
         read = shards.reader(index)
-        examples.append(Example(f"{safe_key(source.name)}-{safe_key(key)}", read, text, meta))
+        examples.append(Example(safe_key(f"{source.name}-{key}"), read, text, meta))
     if not examples:
         raise SourceError(f"img2dataset: none of the {len(shards)} examples in {source.path} has a caption")
     return Reading(examples, skips, {source.name: _licence(source.licence, "img2dataset tars")})

@@ -71,6 +71,7 @@ def shrink(image: Image.Image, longest: int) -> Image.Image:
 def to_webp(image: Image.Image, quality: int) -> bytes:
     """The image as WebP: lossless at ``quality`` 100, lossy below."""
     stream = io.BytesIO()
-    # Method 2 is five times as fast as the default and its lossless files are 4 % larger.
-    image.save(stream, "WEBP", lossless=quality == 100, quality=quality, method=2)
+    lossless = quality == 100
+    # Lossless method 0 is over ten times as fast as the default; its files are 10 to 30 % larger.
+    image.save(stream, "WEBP", lossless=lossless, quality=quality, method=0 if lossless else 4)
     return stream.getvalue()

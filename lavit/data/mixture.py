@@ -51,7 +51,9 @@ class Mixture:
             raise ValueError("pretrain.mixture: shares must not be negative and one must be above 0")
         self.shares = shares / shares.sum()
 
-    def documents(self, caption_numbers: Tensor, question_numbers: Tensor, generator: torch.Generator) -> list[Document]:
+    def documents(
+        self, caption_numbers: Tensor, question_numbers: Tensor, generator: torch.Generator
+    ) -> list[Document]:
         """One document a place: (n,) int64 numbers of the caption and of the question picture that it would take."""
         n = len(caption_numbers)
         kinds = torch.multinomial(self.shares, n, replacement=True, generator=generator).tolist()

@@ -6,57 +6,23 @@ import dataclasses
 import hashlib
 import logging
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from lavit.config import OneOf, changed_keys
-from lavit.data.assets import AssetUnavailable
-from lavit.data.disk import require_space
-from lavit.data.emoji import EmojiSource, read_emoji
+from lavit.config import changed_keys
 from lavit.data.examples import Example, Reading, Skip, SourceError
-from lavit.data.folders import (
-    CocoCaptionsSource,
-    FolderSource,
-    Img2datasetSource,
-    read_coco_captions,
-    read_folder,
-    read_img2dataset,
-)
 from lavit.data.images import ImageError, open_image, shrink, to_webp
 from lavit.data.shards import INDEX, ShardError, Shards, read_index
-from lavit.data.split import SPLITS, SplitConfig, assign_split, unit_hash
-from lavit.data.stamps import StampSource, read_stamps
-from lavit.data.vqa import EasyVqaSource, VqaV2Source, read_easy_vqa, read_vqav2
+from lavit.data.sources import Source, read_source
+from lavit.data.split import SPLITS, SplitConfig, assign_split
 from lavit.data.writing import SplitWriter
+from lavit.runs import require_free
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Source(OneOf):
-    """Where examples come from: captioned pictures (the first five) or pictures with questions (the last two)."""
-
-    emoji: EmojiSource | None = None
-    stamps: StampSource | None = None
-    folder: FolderSource | None = None
-    coco_captions: CocoCaptionsSource | None = None
-    img2dataset: Img2datasetSource | None = None
-    easy_vqa: EasyVqaSource | None = None
-    vqav2: VqaV2Source | None = None
-
-
-_READERS = {
-    "emoji": read_emoji,
-    "stamps": read_stamps,
-    "folder": read_folder,
-    "coco_captions": read_coco_captions,
-    "img2dataset": read_img2dataset,
-    "easy_vqa": read_easy_vqa,
-    "vqav2": read_vqav2,
-}
 
 
 @dataclass
@@ -84,8 +50,15 @@ class DataConfig:
     cache: str | None = None
 
 
-def prepare(config: DataConfig, folder: str | Path) -> dict[str, Any]:
+def prepare(
+    config: DataConfig, folder: str | Path, progress: Callable[[int, int, str], None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Write ``folder/captions`` and, if the config has questions, ``folder/vqa``; what is done already is kept.
+
+    Args:
+        config: the sources and how to store them.
+        folder: where the shards go; created.
+        progress: called with (pictures done, pictures in all, ``captions`` or ``vqa``).
 
     Returns:
         The indices by name, see :func:`lavit.data.shards.read_index`.
@@ -97,7 +70,9 @@ def prepare(config: DataConfig, folder: str | Path) -> dict[str, Any]:
     _check(config)
     parts = {"captions": config.sources, "vqa": [config.vqa] if config.vqa else []}
     return {
-        name: _prepare_part(name, sources, config, Path(folder) / name) for name, sources in parts.items() if sources
+        name: _prepare_part(name, sources, config, Path(folder) / name, progress or (lambda done, total, part: None))
+        for name, sources in parts.items()
+        if sources
     }
 
 
@@ -113,28 +88,33 @@ def _check(config: DataConfig) -> None:
     assign_split("", 0, config.split.validation, config.split.test)
 
 
-def _prepare_part(name: str, sources: list[Source], config: DataConfig, folder: Path) -> dict[str, Any]:
+def _prepare_part(
+    name: str, sources: list[Source], config: DataConfig, folder: Path, progress: Callable[[int, int, str], None]
+) -> dict[str, Any]:
     recipe = _recipe(sources, config)
     if folder.exists():
         return _finished(folder, recipe)
-    readings = [_read(source, config) for source in sources]
+    readings = [read_source(source, config.cache, config.max_images, config.split.seed) for source in sources]
     _check_kind(name, sources, readings)
     count = sum(len(reading.examples) for reading in readings)
-    require_space(folder, count * (3 * config.image_size**2 + 4096), f"{name} shards of {count} pictures")
+    require_free(folder, count * (3 * config.image_size**2 + 4096))
     skips = [skip for reading in readings for skip in reading.skips]
     licences = {key: value for reading in readings for key, value in reading.licences.items()}
     tally = _Tally()
-    with SplitWriter(folder, config.samples_per_shard) as writer, tqdm(total=count, desc=name, unit="image") as bar:
+    with (
+        SplitWriter(folder, config.samples_per_shard) as writer,
+        tqdm(total=count, desc=name, unit="image", disable=None) as bar,
+    ):
         for source, reading in zip(sources, readings, strict=True):
-            left_out = _write(reading.examples, config, writer, tally, bar)
-            if reading.examples and len(left_out) == len(reading.examples):
-                raise SourceError(
-                    f"source '{source.chosen()[0]}': all {len(left_out)} pictures were skipped; the first: "
-                    f"{left_out[0].name}: {left_out[0].reason}"
-                )
+            left_out = []
+            for example in reading.examples:
+                left_out += _write(example, config, writer, tally)
+                bar.update()
+                progress(tally.seen, count, name)
+            _check_some(source, reading, left_out)
             skips += left_out
         if not tally.counts["train"]:
-            raise SourceError(f"{name}: none of the {sum(tally.counts.values())} pictures is in the train split")
+            raise SourceError(f"{name}: none of the {count} pictures is in the train split; lower the other shares")
         index = writer.finish({"config": recipe, **tally.summary(), "skipped": skips, "licences": licences})
     if skips:
         log.info("%s: %d left out, named in %s", name, len(skips), folder / INDEX)
@@ -143,9 +123,11 @@ def _prepare_part(name: str, sources: list[Source], config: DataConfig, folder: 
 
 def _recipe(sources: list[Source], config: DataConfig) -> dict[str, Any]:
     """What decides a folder's content; neither the cache's place nor the other folder's sources do."""
+    settings = {
+        key: value for key, value in dataclasses.asdict(config).items() if key not in ("sources", "vqa", "cache")
+    }
     chosen = [source.chosen() for source in sources]
-    plain = {name: value for name, value in dataclasses.asdict(config).items() if name not in ("sources", "vqa", "cache")}
-    return {**plain, "sources": {str(i): {name: dataclasses.asdict(value)} for i, (name, value) in enumerate(chosen)}}
+    return {**settings, "sources": {str(i): {name: dataclasses.asdict(c)} for i, (name, c) in enumerate(chosen)}}
 
 
 def _finished(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
@@ -153,82 +135,66 @@ def _finished(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     changed = changed_keys(index["config"], recipe)
     if changed:
         raise ShardError(
-            f"{folder} was made from another config (changed: {', '.join(changed)}); remove it or choose another run folder"
+            f"{folder} was made from another config (changed: {', '.join(changed)}); remove it or choose another "
+            "run folder"
         )
     Shards(folder)  # a cut shard is found here, not in the middle of training
     return index
 
 
-def _read(source: Source, config: DataConfig) -> Reading:
-    name, chosen = source.chosen()
-    try:
-        reading = _READERS[name](chosen, config.cache)
-    except AssetUnavailable as error:
-        if not getattr(chosen, "optional", False):
-            raise
-        log.warning("going on without the optional source '%s': %s", name, error)
-        return Reading([], [Skip(f"source {name}", str(error))], {})
-    if not reading.examples:
-        raise SourceError(f"source '{name}' gives no examples; {len(reading.skips)} were left out")
-    return reading._replace(examples=_cap(reading.examples, config.max_images, config.split.seed))
-
-
-def _cap(examples: list[Example], most: int | None, seed: int) -> list[Example]:
-    """At most ``most`` examples: one of each concept first, concepts in an order that only the seed decides."""
-    if most is None or len(examples) <= most:
-        return examples
-    seen: Counter[str] = Counter()
-    ranked = []
-    for place, example in enumerate(examples):
-        concept = example.meta["concept"]
-        ranked.append((seen[concept], unit_hash(f"cap {seed}\0{concept}"), place))
-        seen[concept] += 1
-    return [examples[place] for _, _, place in sorted(sorted(ranked)[:most], key=lambda rank: rank[2])]
-
-
 def _check_kind(name: str, sources: list[Source], readings: list[Reading]) -> None:
+    wrong, right = ("vqa", "sources") if name == "vqa" else ("sources", "vqa")
     for source, reading in zip(sources, readings, strict=True):
         if any(("questions" in example.meta) != (name == "vqa") for example in reading.examples):
-            place, other = ("vqa", "sources") if name == "vqa" else ("sources", "vqa")
-            raise SourceError(f"source '{source.chosen()[0]}' does not belong into data.{place}; put it into data.{other}")
+            kind = "captions" if name == "vqa" else "questions"
+            raise SourceError(f"data.{wrong}: source '{source.chosen()[0]}' has {kind}; it belongs in data.{right}")
+
+
+def _check_some(source: Source, reading: Reading, left_out: list[Skip]) -> None:
+    if left_out and len(left_out) == len(reading.examples):
+        raise SourceError(
+            f"source '{source.chosen()[0]}': all {len(left_out)} pictures were left out; the first: "
+            f"{left_out[0].name}: {left_out[0].reason}"
+        )
 
 
 @dataclass
 class _Tally:
+    """What was written so far."""
+
+    seen: int = 0
     counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(SPLITS, 0)))
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     concepts: dict[str, set[str]] = field(default_factory=lambda: {split: set() for split in SPLITS})
     pictures: dict[tuple[str, bytes], str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        concepts = {split: len(names) for split, names in self.concepts.items()}
-        return {"counts": dict(self.counts), "concepts": concepts, "sources": {k: dict(v) for k, v in self.sources.items()}}
+        return {
+            "counts": dict(self.counts),
+            "concepts": {split: len(names) for split, names in self.concepts.items()},
+            "sources": {name: dict(counts) for name, counts in self.sources.items()},
+        }
 
 
-def _write(
-    examples: list[Example], config: DataConfig, writer: SplitWriter, tally: _Tally, bar: tqdm
-) -> list[Skip]:
-    """Write one source's examples; returns those that could not be read and second copies of one picture."""
-    skips: list[Skip] = []
-    for example in examples:
-        bar.update()
-        try:
-            image = shrink(open_image(_bytes(example), example.key), config.image_size)
-        except ImageError as error:
-            skips.append(Skip(example.key, str(error)))
-            continue
-        style = example.meta["style"]
-        digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-        first = tally.pictures.setdefault((style, digest), example.key)
-        if first != example.key and "questions" not in example.meta:
-            skips.append(Skip(example.key, f"the same picture as {first}"))
-            continue
-        split = _split_of(example, config.split)
-        writer.write(split, example.key, to_webp(image, config.quality), example.caption, {**example.meta, "split": split})
-        tally.counts[split] += 1
-        tally.sources[example.meta["source"]][split] += 1
-        tally.concepts[split].add(example.meta["concept"])
-    return skips
+def _write(example: Example, config: DataConfig, writer: SplitWriter, tally: _Tally) -> list[Skip]:
+    """Write one example, or say why not: it cannot be read, or its picture was there before in the same style."""
+    tally.seen += 1
+    try:
+        image = shrink(open_image(_bytes(example), example.key), config.image_size)
+    except ImageError as error:
+        return [Skip(example.key, str(error))]
+    if "questions" not in example.meta:
+        picture = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        first = tally.pictures.setdefault((example.meta["style"], picture), example.key)
+        if first != example.key:
+            return [Skip(example.key, f"the same picture as {first}")]
+    split = _split_of(example, config.split)
+    meta = {**example.meta, "split": split}
+    writer.write(split, example.key, to_webp(image, config.quality), example.caption, meta)
+    tally.counts[split] += 1
+    tally.sources[meta["source"]][split] += 1
+    tally.concepts[split].add(meta["concept"])
+    return []
 
 
 def _bytes(example: Example) -> bytes:

@@ -149,8 +149,10 @@ def _finished(folder: Path) -> list[Path]:
     for name, about in shards.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != about["bytes"]:
-            raise ShardError(f"shard {path} is missing or cut (it had {about['bytes']} bytes); remove {folder} and "
-                             "prepare the data again")
+            raise ShardError(
+                f"shard {path} is missing or cut (it had {about['bytes']} bytes); remove {folder} and "
+                "prepare the data again"
+            )
     return [folder / name for name in shards]
 
 

@@ -36,14 +36,16 @@ CATEGORY_BY_PATH = {
     "town/uk_post_box": "objects", "town/usps_mailbox": "objects", "vehicles/": "travel",
 }  # fmt: skip
 _TRANSFORMED = re.compile(r"_(?:mirror|flip|mirror_flip|muted)$")
-# The sentence tells more than the name: "Mercury—the planet closest to the Sun.", "A boxcar is used to carry livestock."
+# A sentence tells more than the name: "Mercury—the planet closest to the Sun.", "A boxcar is used to carry livestock."
 _NAME_END = re.compile(
     r"(?<=\w\w)[.!?](?:\s|$)|\s*[—(:]|\s-\s|, (?:also called|from the|a landmark)"
     r"|\s(?:is|are|means|called|carry|carries|stands for|lets|resembles)\s|\straditionally\s"
 )
 # Sentences that name nothing: "This gun last saw service ...", "Eat your broccoli!"
-_NO_NAME = re.compile(r"^(?:this|it's|we|you|with|remember|enter|down|eat|–|boom|roundabout ahead|police car emblems)\b")
-_ARTICLE = re.compile(r"^(?:an?|the|some) (?=\w)")
+_NO_NAME = re.compile(
+    r"^(?:this|it's|we|with|remember|enter|down|eat|– because|boom|roundabout ahead|police car emblems|an important)\b"
+)
+_ARTICLE = re.compile(r"^(?:an?|the|some|another) (?=\w)")
 _LONGEST_NAME = 8  # words; a longer one is a piece of advice, not a name
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import webdataset
@@ -41,7 +40,8 @@ class SplitWriter:
         while unique in self.keys:
             unique, copy = f"{key}-{copy}", copy + 1
         self.keys.add(unique)
-        sample = {"__key__": unique, "webp": image, "json": json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()}
+        described = json.dumps(meta, sort_keys=True, ensure_ascii=False)
+        sample = {"__key__": unique, "webp": image, "json": described.encode()}
         if caption:
             sample["txt"] = caption.encode()
         self._writer(split).write(sample)
@@ -71,7 +71,7 @@ class SplitWriter:
     def __enter__(self) -> SplitWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._close()
             shutil.rmtree(self.partial, ignore_errors=True)

@@ -60,14 +60,11 @@ def java_words(captions: list[str]) -> list[list[str]]:
     return [[word for word in line.split() if word not in REMOVED] for line in found[::2]]
 
 
-# --- The Python tokenizer: one regular expression, the first alternative that matches at a place wins. ---
-
-L = r"[^\W\d_²³¹⁰-⁹₀-₉]|[\u0300-\u036f]"  # a letter or an accent; Python counts superscripts as letters
-A = rf"(?:{L}|\d)"  # a letter or a digit
-L = rf"(?:{L})"
-COMPOUND = rf"(?:[-_]{A}+)*(?:/{A}+(?:[-_]{A}+)*){{0,2}}"  # -haired, _b, /or-not
-
-# Words whose full stop is theirs, wherever they stand; only when capitalised; only before a number.
+# The Python tokenizer is one regular expression: of its alternatives the first that matches at a place wins.
+LETTER = r"(?:[^\W\d_²³¹⁰-⁹₀-₉]|[\u0300-\u036f])"  # or an accent on one; Python counts superscripts as letters
+ALNUM = rf"(?:{LETTER}|\d)"
+APOSTROPHE = "['’]"
+# Words whose full stop is theirs wherever they stand; only when capitalised; only before a number.
 ABBREVIATIONS = """mr mrs ms dr prof st ste mt ft sgt capt lt gen col cmdr adm maj pvt cpl rep sen gov hon rev sr jr
     msgr mme mlle messrs atty pres supt pfc jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu
     thurs fri inc co corp ltd bros plc assn cos ave blvd rd ct sq bldg dept univ ala ariz calif colo conn fla ga ind
@@ -78,77 +75,79 @@ NUMBERED = "ca no nos fig figs pp p art op"
 # After "b." these begin a sentence, so the full stop is not the letter's.
 SENTENCE_STARTS = """The A An It He She They We You This That These In At But If When As There Here What So Then Now Her
     Our Their One Some Many Other Such However Since While After According About Yet Once"""
-Q = "['’]"
-ENCLITIC = rf"{Q}(?:s|d|m|re|ve|ll|em|n)(?!{A})"
-END = rf"(?!{A}|-|{Q})"
 
-# Words with an apostrophe inside. Elision (o'clock, d'Ivoire, O'Brien), between vowels (ma'am, Hawai'i), and a list.
-WHOLE = (
-    rf"(?:{A}+-)*(?:[dlnoDLNO]{Q}|[A-HJ-XZ]{Q}(?=[A-Z])){L}{{2,}}(?:-{A}+)*|(?i:{L}+[aeiou]{Q}[aeiou]{L}*)"
-    rf"|(?i:nor'easter|c'mon|d'oh|s'mores|c'est|qu'est|nat'l|cap'n|li'l|e'er|ol'(?!{A})|d'(?!{A}))"
+
+def _alternatives() -> list[str]:
+    letter, alnum, q = LETTER, ALNUM, APOSTROPHE
+
+    def any_of(words: str) -> str:
+        return "(?:" + "|".join(re.escape(word) for word in sorted(words.split(), key=len, reverse=True)) + ")"
+
+    enclitic = rf"(?i:{q}(?:s|d|m|re|ve|ll|em|n)(?!{alnum}))"
+    end = rf"(?!{alnum}|-|{q})"
+    return [
+        r"(?i:(?:https?://|www\.)\S+(?<![.,;:!?)'\"]))",
+        rf"(?:{alnum}|[._-])+@(?:{alnum}|[.-])*{alnum}",  # an address
+        rf"[@#]{letter}(?:{alnum}|_)*",  # @user, #tag
+        r"""</?[A-Za-z]\w*(?: +[A-Za-z]\w*(?:="[^"]*")?)*>""",  # <b>
+        r">?[:;=]['-]?[()DPOp\[\]|3](?![A-Za-z0-9])",  # :-)
+        # before a word: rock 'n' roll, the '60s, '99, 'tis, 'cause; after it: man 's
+        rf"(?i:{q}n{q}|(?<!\d){q}(?:\d0s|\d\d(?!{alnum}))|'t(?=is\b|was\b|isn't)|{q}(?:cause|til)(?!{alnum}))",
+        enclitic,
+        # full stops that belong to the word
+        rf"(?:[A-Za-z]\.){{2,}}(?:-{alnum}+)*(?!{alnum})",  # U.S., p.m., U.S.-made
+        rf"(?i:{any_of(ABBREVIATIONS)})\.(?!{alnum})",
+        rf"{any_of(CAPITALISED)}\.(?!{alnum})",
+        rf"(?i:{any_of(NUMBERED)})\.(?=\s*\d)",
+        rf"[A-Za-z]\.(?!{alnum})(?!\s*$)(?!\s+{any_of(SENTENCE_STARTS)}(?:\s|$))",  # J. Smith
+        rf"{letter}+\.(?=[,;:])",  # an abbreviation we do not know
+        # words that are two: is n't, can not, gim me, gon na, got ta
+        rf"(?i:{letter}+(?=n{q}t(?!{alnum}))|n{q}t(?!{alnum}))",
+        rf"(?i:can(?=not{end})|(?:gim|lem)(?=me{end})|(?:gon|wan)(?=na{end})|got(?=ta{end}))",
+        # an apostrophe inside a word: elision (o'clock, d'Ivoire, O'Brien), vowels (ma'am, Hawai'i), and a few more
+        rf"(?:{alnum}+-)*(?:[dlnoDLNO]{q}|[A-HJ-XZ]{q}(?=[A-Z])){letter}{{2,}}(?:-{alnum}+)*",
+        rf"(?i:{letter}+[aeiou]{q}[aeiou]{letter}*)",
+        r"(?i:nor'easter|c'mon|d'oh|s'mores|c'est|qu'est|nat'l|cap'n|li'l|e'er)",
+        rf"(?i:(?:ol|d)'(?!{alnum})|[dljy](?!{enclitic}){q}(?={letter}))",  # ol' man, y' all
+        rf"{letter}+\d*(?:\.{letter}{alnum}*)+",  # cat.dog, file.txt
+        rf"(?<!{alnum})[-+]?\d+(?:[.,:]\d+)+(?:-{alnum}++(?![.,:]\d))*",  # 1,000-year, 12:30
+        r"[.,:]\d+(?:[.,:]\d+)*|[-+]\d+",
+        rf"(?:US|A|C|HK|NZ)\$|[A-Z]&[A-Z](?!{alnum})|AT&T|[CF]\+\+|[CF]#(?!{alnum})",
+        rf"{alnum}+(?:[-_]{alnum}+)*(?:/{alnum}+(?:[-_]{alnum}+)*){{0,2}}",  # cat, red-haired, 1/2-inch, and/or
+        r"[?!]{2,}|-{5,}|-+|\.+|\*+|_+|#+|@+|<+|>+",
+        r"\S",
+    ]
+
+
+TOKEN = re.compile("|".join(_alternatives()))
+SPELLINGS = str.maketrans(
+    {
+        **dict.fromkeys("‘‛‹›", " ` "),
+        **dict.fromkeys("“”«»", ' " '),
+        **dict.fromkeys("–—", " - "),
+        **{"…": " ... ", "¢": " cents ", "£": "#", "€": "$", "\u00ad": ""},
+        **{"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
+    }
 )
-
-
-def _any(words: str) -> str:
-    return "(?:" + "|".join(re.escape(word) for word in sorted(words.split(), key=len, reverse=True)) + ")"
-
-
-TOKEN = re.compile(
-    "|".join(
-        [
-            r"(?i:(?:https?://|www\.)\S+(?<![.,;:!?)'\"]))",
-            rf"(?:{A}|[._-])+@(?:{A}|[.-])*{A}",  # an address
-            rf"[@#]{L}(?:{A}|_)*",  # @user, #tag
-            r"""</?[A-Za-z]\w*(?: +[A-Za-z]\w*(?:="[^"]*")?)*>""",  # a tag
-            r">?[:;=]['-]?[()DPOp\[\]|3](?![A-Za-z0-9])",  # a smiley
-            rf"(?i:{Q}n{Q}|(?<!\d){Q}\d0s|(?<!\d){Q}\d\d(?!{A})|{ENCLITIC}|'t(?=is\b|was\b|isn't)|{Q}(?:cause|til)(?!{A}))",
-            rf"(?:[A-Za-z]\.){{2,}}(?:-{A}+)*(?!{A})",  # U.S., p.m., U.S.-made
-            rf"(?i:{_any(ABBREVIATIONS)})\.(?!{A})",
-            rf"{_any(CAPITALISED)}\.(?!{A})",
-            rf"(?i:{_any(NUMBERED)})\.(?=\s*\d)",
-            # "b." of a middle initial or a "plan b.", but not at the end nor before the start of a sentence
-            rf"[A-Za-z]\.(?!{A})(?!\s*$)(?!\s+{_any(SENTENCE_STARTS)}(?:\s|$))",
-            rf"{L}+\.(?=[,;:])",  # an unknown abbreviation: "first.,"
-            rf"(?i:{L}+(?=n{Q}t(?!{A})))(?<!n)|(?i:n{Q}t(?!{A}))",  # is n't
-            rf"(?i:can(?=not{END})|(?:gim|lem)(?=me{END})|(?:gon|wan)(?=na{END})|got(?=ta{END}))",
-            WHOLE,
-            rf"(?i:[dljy](?!{ENCLITIC}){Q}(?={L}))",  # y' all
-            rf"{L}+\d*(?:\.{L}{A}*)+",  # cat.dog, file.txt
-            rf"(?<!{A})[-+]?\d+(?:[.,:]\d+)+(?:-{A}++(?![.,:]\d))*|[.,:]\d+(?:[.,:]\d+)*",
-            r"[-+]\d+",
-            r"(?:US|A|C|HK|NZ)\$",
-            rf"[A-Z]&[A-Z](?!{A})|AT&T|[CF]\+\+|[CF]#(?!{A})",
-            rf"{A}+{COMPOUND}",
-            r"[?!]{2,}|-{5,}|-+|\.+|\*+|_+|#+|@+|<+|>+",
-            r"\S",
-        ]
-    )
-)
-
-SPELLINGS = {
-    **dict.fromkeys("‘‛‹›", " ` "),
-    **dict.fromkeys("“”«»", ' " '),
-    **dict.fromkeys("–—", " - "),
-    **{"…": " ... ", "¢": " cents ", "£": "#", "€": "$", "\u00ad": ""},
-    **{"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
-}
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " "}
-# What the Java tokenizer deletes: all outside the basic plane (emoji), joiners and selectors, two new currency signs.
-DELETED = re.compile("[\x00-\x1f\u200b-\u200d\u2060\u20b9\u20bd\u20e3\ue000-\uf8ff\ufe0f\ufeff\ufffd\U00010000-\U0010ffff]")
-BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-DROPPED = re.compile(r"""-{1,4}|\.+|[?!,:;'’"`]""")
-STRAIGHTENED = re.compile(r"^(n?)’(s|d|m|re|ve|ll|t)$")
+# What Java deletes: control characters, joiners and selectors, newer currencies, all outside the basic plane (emoji).
+DELETED = re.compile(
+    "[\x00-\x1f\u200b-\u200d\u2060\ufe0f\ufeff\ufffd\u20e3\u20b9\u20bd\ue000-\uf8ff\U00010000-\U0010ffff]"
+)
+BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"})
+DROPPED = re.compile(r"""-{1,4}|\.+|[?!,:;'’"`]""")  # our spellings of what Java writes as one of REMOVED
+ENDING = re.compile("(n?)’(s|d|m|re|ve|ll|t)")
 
 
 def python_words(caption: str) -> list[str]:
     """The words of one caption, without Java: lower case, less the removed punctuation."""
     for entity, sign in ENTITIES.items():
         caption = caption.replace(entity, sign)
-    text = " ".join(DELETED.sub(" ", caption.translate(str.maketrans(SPELLINGS))).split())
+    text = " ".join(DELETED.sub(" ", caption.translate(SPELLINGS)).split())
     words = []
     for token in TOKEN.findall(text):
-        # A curly apostrophe is made straight in an ending (man’s) and stays everywhere else (o’clock): so does Java.
-        word = STRAIGHTENED.sub(r"\1'\2", token.lower())
-        word = "".join(BRACKETS.get(sign, sign) for sign in word)
+        # Java makes a curly apostrophe straight in an ending (man’s) and leaves it elsewhere (o’clock).
+        ending = ENDING.fullmatch(token.lower())
+        word = f"{ending[1]}'{ending[2]}" if ending else token.lower().translate(BRACKETS)
         words += [part for part in word.split() if not DROPPED.fullmatch(part)]
     return words

@@ -75,7 +75,9 @@ class DiffusionRenderer(nn.Module):
         self.config = config
         self.grid = config.image_size // config.patch
         if self.grid * config.patch != config.image_size:
-            raise ValueError(f"decoder.image_size {config.image_size} is not a multiple of decoder.patch {config.patch}")
+            raise ValueError(
+                f"decoder.image_size {config.image_size} is no multiple of decoder.patch {config.patch}"
+            )
         self.channels = 3 * config.patch**2
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -105,7 +107,7 @@ class DiffusionRenderer(nn.Module):
         return RendererLoss(F.mse_loss(predicted.float(), target), F.mse_loss(draft, clean).detach())
 
     def predict(self, noisy: Tensor, time: Tensor, features: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
-        """The U-Net's prediction and the draft, both folded; where ``drop`` (B,) is set nothing is known of the image."""
+        """The U-Net's prediction and the draft, both folded; where ``drop`` (B,) is set the image is unknown."""
         context = self.project(features) + self.position
         context = torch.where(drop[:, None, None], self.unconditional.expand_as(context), context)
         if not self.config.draft:
@@ -186,7 +188,9 @@ def build_unet(config: DiffusionConfig, channels: int, grid: int) -> UNet2DCondi
     return unet
 
 
-def training_noise(config: DiffusionConfig, shape: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def training_noise(
+    config: DiffusionConfig, shape: tuple[int, ...], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """noise ``shape`` float, time (B,) int64 and drop (B,) bool of one micro-batch, B = shape[0]."""
     noise = torch.randn(shape, generator=generator)
     level = torch.sigmoid(torch.randn(shape[0], generator=generator) * config.time_std + config.time_mean)

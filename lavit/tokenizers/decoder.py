@@ -24,7 +24,9 @@ class FeatureDecoderConfig:
 class FeatureDecoder(nn.Module):
     """P learned queries attend to each other and to the words, and become P patch features."""
 
-    def __init__(self, code_width: int, patches: int, feature_width: int, config: FeatureDecoderConfig, backend: str = "sdpa"):
+    def __init__(
+        self, code_width: int, patches: int, feature_width: int, config: FeatureDecoderConfig, backend: str = "sdpa"
+    ):
         super().__init__()
         width = config.width
         self.proj_in = nn.Linear(code_width, width)

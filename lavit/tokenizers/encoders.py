@@ -73,7 +73,9 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         if not config.layers:
-            raise ValueError("tokenizer.encoder.layers is empty; name at least one layer, e.g. {name: blocks.4, width: 112}")
+            raise ValueError(
+                "tokenizer.encoder.layers is empty; name at least one, e.g. {name: blocks.4, width: 112}"
+            )
         self.config = config
         self.backbone = timm.create_model(config.model, **_timm_options(config))
         load_weights(self.backbone, config.weights)
@@ -98,12 +100,20 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def raw(self, images: Tensor) -> Tensor:
         """Features (B, P, D) float32 as the backbone gives them, layers concatenated."""
+        return self.raw_and_head(images)[0]
+
+    @torch.no_grad()
+    def raw_and_head(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw features (B, P, D) and the pooled pre-classifier features (B, C) of retrieval metrics, in one pass."""
         size = self.config.image_size
         if images.shape[1:] != (3, size, size):
-            raise ValueError(f"images must be (B, 3, {size}, {size}) as tokenizer.encoder says; got {tuple(images.shape)}")
-        outputs = self._layer_outputs((images - self.pixel_mean) / self.pixel_std)
+            raise ValueError(
+                f"images must be (B, 3, {size}, {size}), tokenizer.encoder.image_size; got {tuple(images.shape)}"
+            )
+        outputs, last = self._layer_outputs((images - self.pixel_mean) / self.pixel_std)
         maps = [self._to_grid(outputs[layer.name], layer) for layer in self.config.layers]
-        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2).float().contiguous()
+        features = torch.cat(maps, dim=1).flatten(2).transpose(1, 2).float().contiguous()
+        return features, self.backbone.forward_head(last, pre_logits=True).float()
 
     def standardize(self, raw: Tensor) -> Tensor:
         """Raw features (..., D) to zero mean and unit variance by training statistics, clipped, then weighted."""
@@ -116,13 +126,7 @@ class Encoder(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std.clamp_min(1e-6))
 
-    def head(self, images: Tensor) -> Tensor:
-        """Pooled pre-classifier features (B, C) of images (B, 3, S, S) in [0, 1]: the space of retrieval metrics."""
-        with torch.no_grad():
-            maps = self.backbone.forward_features((images - self.pixel_mean) / self.pixel_std)
-            return self.backbone.forward_head(maps, pre_logits=True).float()
-
-    def _layer_outputs(self, pixels: Tensor) -> dict[str, Tensor]:
+    def _layer_outputs(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         outputs: dict[str, Tensor] = {}
         modules = dict(self.backbone.named_modules())
         hooks = []
@@ -132,11 +136,11 @@ class Encoder(nn.Module):
             keep = lambda _m, _i, out, name=layer.name: outputs.__setitem__(name, out)  # noqa: E731
             hooks.append(modules[layer.name].register_forward_hook(keep))
         try:
-            self.backbone.forward_features(pixels)
+            last = self.backbone.forward_features(pixels)
         finally:
             for hook in hooks:
                 hook.remove()
-        return outputs
+        return outputs, last
 
     def _to_grid(self, out: Tensor, layer: LayerConfig) -> Tensor:
         grid = self.config.grid
@@ -144,7 +148,7 @@ class Encoder(nn.Module):
             out = out[:, self.backbone.num_prefix_tokens :]
             if out.shape[1] != grid**2:
                 raise ValueError(
-                    f"tokenizer.encoder.grid is {grid} ({grid**2} patches) but {self.config.model} gives {out.shape[1]} "
+                    f"tokenizer.encoder.grid {grid} means {grid**2} patches but {self.config.model} gives {out.shape[1]} "
                     f"patches at image_size {self.config.image_size}"
                 )
             out = out.transpose(1, 2).unflatten(2, (grid, grid))
@@ -188,7 +192,9 @@ def load_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
     wrong = [name for name in own.keys() | state.keys() if name not in own or name not in state]
     wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if wrong:
-        raise ValueError(f"{path} does not fit the encoder; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
+        raise ValueError(
+            f"{path} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}"
+        )
     backbone.load_state_dict(state)
 
 

@@ -35,6 +35,16 @@ class PictureSet:
     def __len__(self) -> int:
         return len(self.shards)
 
+    def distinct(self, limit: int | None = None) -> list[int]:
+        """The number of the first picture of every caption, evenly thinned to ``limit``."""
+        first: dict[str, int] = {}
+        for number, caption in enumerate(self.captions):
+            first.setdefault(caption, number)
+        numbers = sorted(first.values())
+        if limit is None or len(numbers) <= limit:
+            return numbers
+        return [numbers[i * len(numbers) // limit] for i in range(limit)]
+
     def pixels(self, numbers: list[int] | Tensor, size: int) -> Tensor:
         """(B, 3, size, size) float32 in [0, 1]."""
         numbers = [int(n) for n in numbers]
@@ -49,21 +59,41 @@ class PictureSet:
 
 
 def cache_features(shards: Shards, encoder: Encoder, path: Path, progress: Progress, done: int) -> int:
-    """Write a split's standardized features (n, P, D) float16 to ``path`` unless they are there; pictures done so far."""
+    """Keep a split's encoder output unless it is there; returns the pictures done so far.
+
+    ``path`` gets the standardized features (n, P, D) float16, and ``*-head.npy`` beside it the pooled pre-classifier
+    features (n, C) float32.
+    """
     if path.is_file():
         return done + len(shards)
     config = encoder.config
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(shards), config.patches, config.width))
+    heads = []
     for start in range(0, len(shards), BATCH):
         end = min(start + BATCH, len(shards))
         pixels = [to_pixels(open_image(shards.image(i), f"picture {i}"), config.image_size) for i in range(start, end)]
-        out[start:end] = encoder(torch.stack(pixels)).half().numpy()
+        raw, head = encoder.raw_and_head(torch.stack(pixels))
+        out[start:end] = encoder.standardize(raw).half().numpy()
+        heads.append(head.numpy())
         progress.update(done + end)
     out.flush()
+    write_array(head_path(path), np.concatenate(heads))
     os.replace(temporary, path)
     return done + len(shards)
+
+
+def head_path(features: Path) -> Path:
+    return features.with_name(f"{features.stem}-head.npy")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write a .npy file, whole or not at all."""
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as f:
+        np.save(f, array)
+    os.replace(temporary, path)
 
 
 def measure_statistics(shards: Shards, encoder: Encoder, path: Path, sample: int = 1024) -> None:
@@ -73,15 +103,14 @@ def measure_statistics(shards: Shards, encoder: Encoder, path: Path, sample: int
         numbers = np.linspace(0, len(shards) - 1, min(sample, len(shards))).astype(int)
         count, total, square = 0, 0.0, 0.0
         for start in range(0, len(numbers), BATCH):
-            images = [to_pixels(open_image(shards.image(i), f"picture {i}"), size) for i in numbers[start : start + BATCH]]
+            images = [
+                to_pixels(open_image(shards.image(i), f"picture {i}"), size) for i in numbers[start : start + BATCH]
+            ]
             raw = encoder.raw(torch.stack(images)).flatten(0, 1).double()
             count, total, square = count + len(raw), total + raw.sum(0), square + raw.square().sum(0)
         mean = total / count
         std = (square / count - mean.square()).clamp_min(0).sqrt()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as f:
-            np.save(f, torch.stack([mean, std]).float().numpy())
-        os.replace(temporary, path)
+        write_array(path, torch.stack([mean, std]).float().numpy())
     mean, std = torch.from_numpy(np.load(path))
     encoder.standardize_by(mean, std)

@@ -133,7 +133,9 @@ class Merger(nn.Module):
         self.norm_in = nn.LayerNorm(feature_width)
         same = feature_width == config.width
         self.proj_in = nn.Identity() if same else nn.Linear(feature_width, config.width)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.mlp, backend) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp, backend) for _ in range(config.blocks)
+        )
         self.norm = nn.LayerNorm(config.width)
         init_weights(self)
 

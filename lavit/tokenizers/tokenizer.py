@@ -125,6 +125,8 @@ class Tokenizer(nn.Module):
         loss = 1 - similarity + self.config.quantizer.commitment * commitment
         learned = self.config.selection.learned
         if learned is not None:
-            loss = loss + learned.rate_weight * (learned.rho - rate).square()
+            # Per image, as in DynamicViT: a mean over the batch lets some images keep everything and others one patch.
+            per_image = selection.gate.float().mean(1)
+            loss = loss + learned.rate_weight * (learned.rho - per_image).square().mean()
         tokens = keep.float().sum(1).mean()
         return TokenizerLoss(loss, similarity.detach(), rate.detach(), commitment.detach(), tokens)

@@ -208,7 +208,8 @@ class _Run:
         dist.barrier()
         if self.rank == 0:
             (self.checkpoints / tag / "complete").touch()
-            for old in sorted(self.checkpoints.glob("step*"), key=lambda p: int(p.name[4:]))[: -self.config.keep_checkpoints]:
+            kept = sorted(self.checkpoints.glob("step*"), key=lambda p: int(p.name[4:]))
+            for old in kept[: -self.config.keep_checkpoints]:
                 shutil.rmtree(old, ignore_errors=True)
         dist.barrier()
 

@@ -14,7 +14,8 @@ def save_weights(module: nn.Module, path: Path) -> None:
     """Write a module's parameters and buffers, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}, temporary)
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    save_file(state, temporary)
     os.replace(temporary, path)
 
 
@@ -31,7 +32,8 @@ def load_weights(module: nn.Module, path: Path) -> nn.Module:
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); write it again") from None
     own = module.state_dict()
-    wrong = [n for n in own.keys() ^ state.keys()] + [n for n in own.keys() & state.keys() if own[n].shape != state[n].shape]
+    wrong = list(own.keys() ^ state.keys())
+    wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if wrong:
         raise ValueError(f"{path} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
     module.load_state_dict(state)

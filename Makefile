@@ -1,0 +1,66 @@
+# Commands of the project; README.md explains them. CONFIG chooses the experiment, ARGS adds key=value overrides.
+CONFIG ?= configs/lavit/demo.yaml
+GPUS ?=
+HOSTFILE ?=
+ARGS ?=
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+LAUNCH = $(RUN) -m lavit.launch
+LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTFILE)) -- $(CONFIG) $(ARGS)
+
+.PHONY: setup demo test test-slow lint prepare tokenizer extract pretrain decoder \
+	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image report
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	@$(RUN) -m eval.demo $(CONFIG) $(ARGS)
+
+lint: setup
+	$(RUN) -m ruff check .
+
+test: lint
+	$(RUN) -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: setup
+	$(RUN) -m pytest -m "slow" $(ARGS)
+
+prepare: setup
+	@$(RUN) -m tokenizer.prepare $(CONFIG) $(ARGS)
+
+tokenizer: setup
+	@$(LAUNCH) tokenizer.train $(LAUNCHED)
+
+extract: setup
+	@$(RUN) -m tokenizer.extract $(CONFIG) $(ARGS)
+
+pretrain: setup
+	@$(LAUNCH) pretrain.train $(LAUNCHED)
+
+decoder: setup
+	@$(LAUNCH) tokenizer.train_decoder $(LAUNCHED)
+
+eval-tokenizer: setup
+	@$(RUN) -m tokenizer.evaluate $(CONFIG) $(ARGS)
+
+eval-caption: setup
+	@$(RUN) -m eval.caption $(CONFIG) $(ARGS)
+
+eval-vqa: setup
+	@$(RUN) -m eval.vqa $(CONFIG) $(ARGS)
+
+eval-reconstruction: setup
+	@$(RUN) -m eval.reconstruct $(CONFIG) $(ARGS)
+
+eval-text-to-image: setup
+	@$(RUN) -m eval.text_to_image $(CONFIG) $(ARGS)
+
+report: setup
+	@$(RUN) -m eval.report $(CONFIG) $(ARGS)

@@ -1,0 +1,116 @@
+"""Captions of held-out pictures, beside a constant, the nearest training picture and shuffled images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from lavit.experiment import Experiment, run_stage
+from lavit.metrics.captions import caption_scores, category_accuracy, cider_many, label_of
+from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
+from lavit.pipeline import LaVIT, Picture
+from lavit.runs import Progress, write_json
+from lavit.workspace import Workspace
+
+PRIOR_PICTURES = 64
+CONSTANTS = 64
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    work, cfg = Workspace(experiment, run), experiment.evaluation
+    folder = work.folder("eval/caption")
+    progress = Progress(folder, 4, "passes")
+    system = LaVIT.from_run(work)
+    pictures, train = work.pictures("captions", cfg.split), work.pictures("captions", "train")
+    numbers = pictures.distinct(cfg.captions)
+    seen = views(work, cfg.split, numbers)
+    truth = [pictures.captions[n] for n in numbers]
+    written = system.caption(seen, cfg.text)
+    progress.update(1)
+    near = [
+        train.captions[i]
+        for i in nearest(
+            work.head_features("captions", cfg.split)[numbers], work.head_features("captions", "train")
+        ).tolist()
+    ]
+    progress.update(2)
+    figures = compare(truth, written, near, train.captions, validation_labels(work), experiment)
+    figures |= retrieval(system, seen[: cfg.retrieval], truth[: cfg.retrieval], prior_views(work))
+    progress.update(3)
+    samples = [
+        {"number": n, "truth": t, "written": w, "nearest": m}
+        for n, t, w, m in zip(numbers, truth, written, near, strict=True)
+    ]
+    write_json(folder / "figures.json", figures | {"n": len(numbers), "split": cfg.split, "samples": samples})
+    progress.update(4)
+
+
+def views(work: Workspace, split: str, numbers: list[int], part: str = "captions") -> list[Picture]:
+    """Extracted tokens of some pictures."""
+    codes = work.codes(part, split)
+    return [Picture(codes.codes(n), codes.features(n)) for n in numbers]
+
+
+def prior_views(work: Workspace) -> list[Picture]:
+    """Validation pictures over which a caption's prior is averaged."""
+    return views(work, "validation", work.pictures("captions", "validation").distinct(PRIOR_PICTURES))
+
+
+def validation_labels(work: Workspace) -> list[str]:
+    pictures = work.pictures("captions", "validation")
+    return [label_of(pictures.captions[n]) for n in pictures.distinct()]
+
+
+def compare(
+    truth: list[str],
+    written: list[str],
+    near: list[str],
+    train: list[str],
+    validation: list[str],
+    experiment: Experiment,
+) -> dict:
+    """Category accuracy and caption scores (on the label alone) of the model and of every baseline."""
+    shuffles = derangements(len(truth), experiment.evaluation.derangements, experiment.seed).tolist()
+    categories = [caption.split(":")[0] for caption in train]
+    majority = max(sorted(set(categories)), key=categories.count)
+    accuracies = [category_accuracy([written[i] for i in order], truth) for order in shuffles]
+    keys = [str(i) for i in range(len(truth))]
+    references = {k: [label_of(t)] for k, t in zip(keys, truth, strict=True)}
+    labels = [label_of(w) for w in written]
+    scores = caption_scores(references, dict(zip(keys, labels, strict=True)))
+    # The constant is chosen where nothing is reported: the training label that scores best on validation.
+    constants = sorted({label_of(c) for c in train[:: max(1, len(train) // CONSTANTS)]})
+    held = {str(i): [label] for i, label in enumerate(validation)}
+    tried = cider_many(held, [dict.fromkeys(held, label) for label in constants])
+    constant = constants[max(range(len(constants)), key=tried.__getitem__)]
+    others = [dict.fromkeys(keys, constant), {k: label_of(m) for k, m in zip(keys, near, strict=True)}]
+    others += [{k: labels[i] for k, i in zip(keys, order, strict=True)} for order in shuffles]
+    cider_constant, cider_nearest, *cider_shuffled = cider_many(references, others)
+    return {
+        "category_accuracy": category_accuracy(written, truth),
+        "category_shuffled": sum(accuracies) / len(accuracies),
+        "category_nearest": category_accuracy(near, truth),
+        "category_majority": category_accuracy([f"{majority}: "] * len(truth), truth),
+        **{name: scores[name] for name in ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "tokenization")},
+        "cider_constant": cider_constant,
+        "cider_nearest": cider_nearest,
+        "cider_shuffled": sum(cider_shuffled) / len(cider_shuffled),
+        "constant": constant,
+        "exact": sum(w == t for w, t in zip(written, truth, strict=True)) / len(truth),
+    }
+
+
+def retrieval(system: LaVIT, seen: list[Picture], truth: list[str], prior: list[Picture]) -> dict:
+    """Finding a picture's caption among all: by likelihood, and by its excess over the mean over other pictures."""
+    raw = system.caption_scores(seen, truth)
+    # log p(caption | image) − log p(caption), the prior averaged over validation pictures, never over the test's.
+    excess = raw - system.caption_scores(prior, truth).logsumexp(0, keepdim=True)
+    target = torch.arange(len(truth))
+    figures = {f"retrieval_r{k}": recall_at(excess, target, k) for k in (1, 5, 10)}
+    figures |= {f"retrieval_likelihood_r{k}": recall_at(raw, target, k) for k in (1, 10)}
+    return figures | {"retrieval_chance_r10": chance_recall(len(truth), 10), "retrieval_n": len(truth)}
+
+
+if __name__ == "__main__":
+    run_stage(main, "eval/caption")

@@ -1,0 +1,80 @@
+"""Held-out pictures through tokens and back to pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lavit.experiment import Experiment, run_stage
+from lavit.metrics.images import frechet_distance, psnr
+from lavit.metrics.retrieval import chance_recall, recall_at
+from lavit.pipeline import BATCH, LaVIT
+from lavit.runs import Progress, write_json
+from lavit.tokenizers.features import write_array
+from lavit.training.loop import generator_for
+from lavit.workspace import Workspace
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    work, cfg = Workspace(experiment, run), experiment.evaluation
+    folder = work.folder("eval/reconstruction")
+    progress = Progress(folder, 3, "passes")
+    system, pictures, codes = (
+        LaVIT.from_run(work),
+        work.pictures("captions", cfg.split),
+        work.codes("captions", cfg.split),
+    )
+    numbers = pictures.distinct(cfg.reconstructions)
+    features = system.features([codes.codes(n) for n in numbers])
+    images = system.render(features, generator_for(experiment.seed, 1))
+    progress.update(1)
+    originals = pictures.pixels(numbers, images.shape[-1])
+    draft = drafts(system, features)
+    progress.update(2)
+    mean = work.pictures("captions", "train").pixels(list(range(0, 512)), images.shape[-1]).mean(0, keepdim=True)
+    figures = measure(system, images, originals)
+    figures |= {f"draft_{k}": v for k, v in measure(system, draft, originals).items()}
+    figures |= {"psnr_mean_image": psnr(mean.expand_as(originals), originals)}
+    figures |= {f"chance_r{k}": chance_recall(len(numbers), k) for k in (1, 5)}
+    write_array(folder / "images.npy", to_bytes(images))
+    write_json(folder / "figures.json", figures | {"n": len(numbers), "split": cfg.split, "numbers": numbers})
+    progress.update(3)
+
+
+@torch.no_grad()
+def drafts(system: LaVIT, features: Tensor) -> Tensor:
+    """The renderer's linear draft alone, (B, 3, S, S) in [0, 1]: what the diffusion adds to is a baseline of it."""
+    folded = system.renderer.draft(features)
+    return (F.pixel_shuffle(folded, system.renderer.config.patch).clamp(-1, 1) + 1) / 2
+
+
+def measure(system: LaVIT, images: Tensor, originals: Tensor) -> dict[str, float]:
+    """Retrieval of the original by the rendered picture and a Fréchet distance, in the encoder's pooled features.
+
+    Both sets are centred on their own means first, so that the common look of rendered pictures does not decide.
+    """
+    made, real = (pooled(system, x) for x in (images, originals))
+    similarity = F.normalize(made - made.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
+    target = torch.arange(len(images))
+    figures = {f"r{k}": recall_at(similarity, target, k) for k in (1, 5)}
+    return figures | {"fd_lite0": frechet_distance(made, real), "psnr": psnr(images, originals)}
+
+
+def pooled(system: LaVIT, images: Tensor) -> Tensor:
+    """(B, C) pooled pre-classifier features of images (B, 3, S, S) in [0, 1] of any size."""
+    size = system.tokenizer.config.encoder.image_size
+    scaled = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return torch.cat([system.tokenizer.encoder.raw_and_head(part)[1] for part in scaled.split(BATCH)])
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """(B, 3, S, S) in [0, 1] to (B, S, S, 3) uint8."""
+    return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+if __name__ == "__main__":
+    run_stage(main, "eval/reconstruction")

@@ -1,0 +1,71 @@
+"""Drawings from held-out texts: can the pictured thing be found by what was drawn?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eval.reconstruct import pooled, to_bytes
+from lavit.experiment import Experiment, run_stage
+from lavit.metrics.retrieval import chance_recall, derangements, recall_at
+from lavit.pipeline import LaVIT
+from lavit.runs import Progress, write_json
+from lavit.tokenizers.features import write_array
+from lavit.training.loop import generator_for
+from lavit.workspace import Workspace
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    work, cfg = Workspace(experiment, run), experiment.evaluation
+    folder = work.folder("eval/text_to_image")
+    progress = Progress(folder, 3, "drawings")
+    system, pictures, codes = (
+        LaVIT.from_run(work),
+        work.pictures("captions", cfg.split),
+        work.codes("captions", cfg.split),
+    )
+    numbers = pictures.distinct(cfg.drawings)
+    texts = [pictures.captions[n] for n in numbers]
+    drawn = system.draw_best(texts, cfg.image, cfg.candidates, generator_for(experiment.seed, 2))
+    features = system.features(drawn)
+    progress.update(1)
+    images = system.render(features, generator_for(experiment.seed, 3))
+    progress.update(2)
+    size = experiment.tokenizer.model.encoder.image_size
+    real_features = system.tokenizer.patch_features(pictures.inputs(numbers, size)).mean(1)
+    real_head = work.head_features("captions", cfg.split)[numbers]
+    ceiling = system.features([codes.codes(n) for n in numbers])
+    shuffles = derangements(len(numbers), cfg.derangements, experiment.seed)
+    similar = similarity(features.mean(1), real_features)
+    rendered = similarity(pooled(system, images), real_head)
+    figures = recalls("feature", similar, shuffles) | recalls("rendered", rendered, shuffles)
+    figures |= recalls("real_codes", similarity(ceiling.mean(1), real_features), None)
+    figures |= {f"chance_r{k}": chance_recall(len(numbers), k) for k in (1, 5, 10)}
+    figures["shuffled_r10"] = figures["feature_shuffled_r10"]
+    samples = [{"number": n, "text": t, "tokens": len(c)} for n, t, c in zip(numbers, texts, drawn, strict=True)]
+    write_array(folder / "images.npy", to_bytes(images))
+    extra = {"n": len(numbers), "split": cfg.split, "candidates": cfg.candidates, "samples": samples}
+    write_json(folder / "figures.json", figures | extra)
+    progress.update(3)
+
+
+def similarity(made: Tensor, real: Tensor) -> Tensor:
+    """(n, n) cosine of (n, C) vectors, each set centred on its own mean."""
+    return F.normalize(made - made.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
+
+
+def recalls(name: str, similar: Tensor, shuffles: Tensor | None) -> dict[str, float]:
+    """R@1, 5, 10 of finding the picture of the text by the drawing; with shuffled texts as the mean of derangements."""
+    target = torch.arange(len(similar))
+    figures = {f"{name}_r{k}": recall_at(similar, target, k) for k in (1, 5, 10)}
+    if shuffles is not None:
+        wrong = [recall_at(similar, order, 10) for order in shuffles]
+        figures[f"{name}_shuffled_r10"] = sum(wrong) / len(wrong)
+    return figures
+
+
+if __name__ == "__main__":
+    run_stage(main, "eval/text_to_image")

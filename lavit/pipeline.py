@@ -1,0 +1,109 @@
+"""The trained parts together: caption, answer, draw, reconstruct."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lavit.data.documents import Document, DocumentMaker
+from lavit.generation import ImagePlan, TextPlan, draw_codes, log_likelihood, write_text
+from lavit.model import UnifiedLM
+from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.tokens import Tokens
+from lavit.workspace import Workspace, pad_codes
+
+BATCH = 64
+
+
+@dataclass
+class Picture:
+    """An image as the language model sees it: codes (n,) int64 and merged features (n, D) float32."""
+
+    codes: Tensor
+    features: Tensor
+
+
+class LaVIT:
+    """A trained tokenizer, language model and renderer.
+
+    The text plan limits what is written, the image plan what is drawn.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, model: UnifiedLM, renderer: DiffusionRenderer, text, row: int):
+        self.tokenizer, self.model, self.renderer, self.text, self.row = tokenizer, model, renderer, text, row
+        self.maker = DocumentMaker(model.vocabulary, text)
+
+    @classmethod
+    def from_run(cls, work: Workspace) -> LaVIT:
+        """The parts that a run trained."""
+        row = work.experiment.pretrain.row
+        return cls(work.tokenizer(), work.model(), work.renderer(), work.text_tokenizer(), row)
+
+    def look(self, inputs: Tensor) -> list[Picture]:
+        """Images (B, 3, S, S) in [0, 1], or their standardized features (B, P, D), as pictures."""
+        with torch.no_grad():
+            tokens: Tokens = self.tokenizer.encode_features(self.tokenizer.patch_features(inputs))
+        rows = zip(tokens.codes, tokens.features, tokens.keep, strict=True)
+        return [Picture(codes[keep], features[keep]) for codes, features, keep in rows]
+
+    def caption(self, pictures: list[Picture], plan: TextPlan) -> list[str]:
+        """A caption each, written greedily."""
+        return self._write([self.maker.caption_prompt(p.codes, p.features) for p in pictures], plan)
+
+    def answer(self, pictures: list[Picture], questions: list[str], plan: TextPlan) -> list[str]:
+        """An answer to each picture's question."""
+        pairs = zip(pictures, questions, strict=True)
+        return self._write([self.maker.question_prompt(p.codes, p.features, q) for p, q in pairs], plan)
+
+    def _write(self, prompts: list[Document], plan: TextPlan) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(prompts), BATCH):
+            ids = write_text(self.model, prompts[start : start + BATCH], self.text.eos_token_id, plan)
+            texts += [self.text.decode(row, skip_special_tokens=True).strip() for row in ids]
+        return texts
+
+    def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
+        """(pictures, captions) float32 log-likelihoods of every caption of every picture."""
+        rows = []
+        for picture in pictures:
+            documents = [self.maker.image_text(picture.codes, picture.features, caption) for caption in captions]
+            rows.append(log_likelihood(self.model, documents, self.row))
+        return torch.stack(rows)
+
+    def draw(self, texts: list[str], plan: ImagePlan, generator: torch.Generator) -> list[Tensor]:
+        """Visual words (n,) int64 for each text."""
+        codes: list[Tensor] = []
+        free = self.maker.draw_prompt(None)
+        for start in range(0, len(texts), BATCH):
+            prompts = [self.maker.draw_prompt(text) for text in texts[start : start + BATCH]]
+            codes += draw_codes(self.model, prompts, free, plan, generator)
+        return codes
+
+    def draw_best(self, texts: list[str], plan: ImagePlan, candidates: int, generator: torch.Generator) -> list[Tensor]:
+        """The drawing of ``candidates`` that the model itself captions best with its text.
+
+        LaVIT's protocol draws four and lets CLIP choose; here the other direction of the same model is the judge.
+        """
+        if candidates == 1:
+            return self.draw(texts, plan, generator)
+        repeated = [text for text in texts for _ in range(candidates)]
+        drawn = self.draw(repeated, plan, generator)
+        seen = [
+            p for start in range(0, len(drawn), BATCH) for p in self.look(self.features(drawn[start : start + BATCH]))
+        ]
+        documents = [self.maker.image_text(p.codes, p.features, t) for p, t in zip(seen, repeated, strict=True)]
+        best = log_likelihood(self.model, documents, self.row).view(-1, candidates).argmax(1).tolist()
+        return [drawn[i * candidates + b] for i, b in enumerate(best)]
+
+    @torch.no_grad()
+    def features(self, codes: list[Tensor]) -> Tensor:
+        """(B, P, D) float32 reconstructed features of visual words."""
+        parts = [codes[s : s + BATCH] for s in range(0, len(codes), BATCH)]
+        return torch.cat([self.tokenizer.decode(self.tokenizer.lookup(*pad_codes(part))) for part in parts])
+
+    def render(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, 3, S, S) float32 images in [0, 1] of reconstructed features."""
+        return torch.cat([self.renderer.render(part, generator) for part in features.split(BATCH)])

@@ -1,0 +1,94 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lavit.data.images import ImageError, open_image, shrink, to_webp
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_rgb_from_bytes_and_from_a_path(tmp_path):
+    data = encoded(Image.new("RGB", (5, 3), (10, 20, 30)))
+    (tmp_path / "a.png").write_bytes(data)
+    for source in (data, tmp_path / "a.png"):
+        image = open_image(source, "a")
+        assert image.mode == "RGB" and image.size == (5, 3) and image.getpixel((4, 2)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGBA", (2, 2), (255, 0, 0, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (2, 2), (255, 0, 0, 255)), (255, 0, 0)),
+        (Image.new("RGBA", (2, 2), (0, 0, 0, 51)), (204, 204, 204)),  # a fifth of black on white
+        (Image.new("LA", (2, 2), (0, 0)), (255, 255, 255)),
+        (Image.new("L", (2, 2), 7), (7, 7, 7)),
+        (Image.new("1", (2, 2), 1), (255, 255, 255)),
+        (Image.new("I;16", (2, 2), 32896), (128, 128, 128)),  # 32896 = 128 * 257
+    ],
+)
+def test_every_mode_lands_on_white(image, expected):
+    assert open_image(encoded(image), "x").getpixel((0, 0)) == expected
+
+
+def test_palette_transparency_is_white():
+    image = Image.new("P", (2, 2), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 1), 1)
+    result = open_image(encoded(image, transparency=0), "x")
+    assert result.getpixel((0, 0)) == (255, 255, 255) and result.getpixel((1, 1)) == (0, 0, 255)
+
+
+def test_exif_turns_the_picture_upright():
+    image = Image.new("RGB", (4, 2), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    assert open_image(encoded(image, "JPEG", exif=exif), "x").size == (2, 4)
+
+
+def test_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
+    result = open_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), "x")
+    assert result.getpixel((1, 1)) == (255, 0, 0)
+
+
+def test_broken_pictures_name_themselves(tmp_path):
+    whole = encoded(Image.effect_noise((64, 64), 50).convert("RGB"))
+    jpeg = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
+    corrupt = bytearray(whole)
+    corrupt[200:300] = bytes(100)
+    cases = {"": "is empty", "text": "not a known picture", "cut": "cannot be decoded", "corrupt": "cannot be decoded"}
+    data = {"": b"", "text": b"hello there", "cut": jpeg[: len(jpeg) // 2], "corrupt": bytes(corrupt)}
+    for case, message in cases.items():
+        with pytest.raises(ImageError, match=rf"image 'pic-{case}' .*{message}"):
+            open_image(data[case], f"pic-{case}")
+    with pytest.raises(ImageError, match="image 'gone' cannot be read: No such file"):
+        open_image(tmp_path / "gone.png", "gone")
+
+
+def test_the_pixel_limit_is_an_error(monkeypatch):
+    data = encoded(Image.new("L", (30, 30)))
+    for limit in (500, 100):  # just over the limit Pillow only warns; at twice the limit it refuses
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(ImageError, match="image 'bomb' is too large"):
+            open_image(data, "bomb")
+
+
+def test_shrink_keeps_aspect_and_never_enlarges():
+    assert shrink(Image.new("RGB", (400, 100)), 128).size == (128, 32)
+    assert shrink(Image.new("RGB", (1000, 1)), 100).size == (100, 1)
+    small = Image.new("RGB", (64, 20))
+    assert shrink(small, 128) is small
+
+
+def test_quality_100_is_lossless_and_less_is_smaller():
+    image = Image.effect_noise((64, 64), 80).convert("RGB")
+    exact, lossy = to_webp(image, 100), to_webp(image, 60)
+    assert np.array_equal(np.asarray(open_image(exact, "x")), np.asarray(image))
+    assert len(lossy) < len(exact) and not np.array_equal(np.asarray(open_image(lossy, "x")), np.asarray(image))

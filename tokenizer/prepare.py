@@ -1,0 +1,55 @@
+"""Before stage 1: fetch assets, write shards, cache features. ``python -m tokenizer.prepare CONFIG [key=value ...]``"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lavit.data.assets import fetch
+from lavit.data.prepare import DataConfig, prepare
+from lavit.data.sources import fetch_source
+from lavit.experiment import Experiment, run_stage
+from lavit.runs import FolderLock, Progress, end_with_parent, is_done, mark_done, stage_clock
+from lavit.workspace import Workspace
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    work = Workspace(experiment, run)
+    folder = work.folder("data")
+    if is_done(folder):
+        return
+    end_with_parent()
+    with FolderLock(folder):
+        with stage_clock(work.folder("assets")):
+            fetch_assets(experiment.data, experiment.tokenizer.model.encoder.weights.asset, folder)
+        with stage_clock(folder):
+            indices = write_shards(experiment.data, folder)
+            work.cache_features()
+        mark_done(folder, {name: index["counts"] for name, index in indices.items()})
+
+
+def fetch_assets(data: DataConfig, weights: str | None, folder: Path) -> None:
+    """Fetch what the sources and the encoder are made of; what is in the cache is only looked at."""
+    sources = [*data.sources, *([data.vqa] if data.vqa else [])]
+    progress = Progress(folder, len(sources) + 1, "assets")
+    for number, source in enumerate(sources):
+        progress.update(number, source.chosen()[0])
+        fetch_source(source, data.cache)
+    if weights is not None:
+        fetch(weights)
+    progress.update(len(sources) + 1)
+
+
+def write_shards(data: DataConfig, folder: Path) -> dict[str, dict]:
+    """Write ``captions`` and ``vqa`` below ``folder`` unless they are there; their indices by name."""
+    bars: dict[str, Progress] = {}
+
+    def show(done: int, total: int, part: str) -> None:
+        bars.setdefault(part, Progress(folder, total, "pictures")).update(done, part)
+
+    return prepare(data, folder, show)
+
+
+if __name__ == "__main__":
+    run_stage(main)
