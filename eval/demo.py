@@ -21,15 +21,19 @@ MODELS = ("pretrain", "decoder")
 LAVIT = (
     Stage("data", "tokenizer.prepare", own_clock=True),
     Stage("tokenizer", "tokenizer.train", needs=("data",), ranks=True),
-    Stage("extract", "tokenizer.extract", needs=("tokenizer",), folder="codes"),
+    Stage("extract", "tokenizer.extract", needs=("tokenizer",)),
     Stage("pretrain", "pretrain.train", needs=("extract",), ranks=True, group="models"),
     Stage("decoder", "tokenizer.train_decoder", needs=("extract",), ranks=True, group="models"),
-    Stage("codes", "tokenizer.evaluate", ("extract",), "eval", "eval/tokenizer.json"),
-    Stage("caption", "eval.caption", MODELS, "eval", "eval/caption.json"),
-    Stage("vqa", "eval.vqa", MODELS, "eval", "eval/vqa.json"),
-    Stage("reconstruction", "eval.reconstruct", MODELS, "eval", "eval/reconstruction.json"),
-    Stage("text to image", "eval.text_to_image", MODELS, "eval", "eval/text_to_image.json"),
-    Stage("report", "eval.report", ("codes", "caption", "vqa", "reconstruction", "text to image"), result="report.html"),
+    Stage("eval/tokenizer", "tokenizer.evaluate", needs=("extract",), group="evaluation"),
+    Stage("eval/text_to_image", "eval.text_to_image", needs=MODELS, group="evaluation"),
+    Stage("eval/caption", "eval.caption", needs=MODELS, group="evaluation"),
+    Stage("eval/vqa", "eval.vqa", needs=MODELS, group="evaluation"),
+    Stage("eval/reconstruction", "eval.reconstruct", needs=MODELS, group="evaluation"),
+    Stage(
+        "report",
+        "eval.report",
+        needs=("eval/tokenizer", "eval/caption", "eval/vqa", "eval/reconstruction", "eval/text_to_image"),
+    ),
 )
 
 HEADLINES = {

@@ -38,7 +38,7 @@ def main(experiment: Experiment, run: Path) -> None:
     mean = work.pictures("captions", "train").pixels(list(range(0, 512)), images.shape[-1]).mean(0, keepdim=True)
     figures = measure(system, images, originals)
     figures |= {f"draft_{k}": v for k, v in measure(system, draft, originals).items()}
-    figures |= {"psnr_mean_image": psnr(mean.expand_as(originals), originals)}
+    figures |= {"psnr_mean_image": float(psnr(mean.expand_as(originals), originals).mean())}
     figures |= {f"chance_r{k}": chance_recall(len(numbers), k) for k in (1, 5)}
     write_array(folder / "images.npy", to_bytes(images))
     write_json(folder / "figures.json", figures | {"n": len(numbers), "split": cfg.split, "numbers": numbers})
@@ -61,7 +61,7 @@ def measure(system: LaVIT, images: Tensor, originals: Tensor) -> dict[str, float
     similarity = F.normalize(made - made.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
     target = torch.arange(len(images))
     figures = {f"r{k}": recall_at(similarity, target, k) for k in (1, 5)}
-    return figures | {"fd_lite0": frechet_distance(made, real), "psnr": psnr(images, originals)}
+    return figures | {"fd_lite0": frechet_distance(made, real), "psnr": float(psnr(images, originals).mean())}
 
 
 def pooled(system: LaVIT, images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from lavit.launch import SAVE_PATIENCE, launch_command, launch_environment
+from lavit.launch import FOLLOW, SAVE_PATIENCE, launch_command, launch_environment
 from lavit.runs import (
     DemoConfig,
     FolderLock,
@@ -112,7 +112,7 @@ class Running:
             return False
         if not self.stage.done(self._run):
             raise StageFailed(self._why(code))
-        self.group.outlives(2.0)
+        self.group.outlives(FOLLOW)
         self.close()
         return True
 
@@ -159,15 +159,20 @@ class Conductor:
             ValueError: a finished stage is older than one that it was built on.
         """
         with StopSignal(self._at_once) as stop:
-            with FolderLock(self._run, wait=NOTICE, waiting=self._waiter("", stop)) as lock:
-                check_order(self._stages, self._run)
-                if not self._waiting_stages():
-                    return 0
-                with stage_clock(self._run):
-                    return self._loop(stop, lock)
+            try:
+                with FolderLock(self._run, wait=NOTICE, waiting=self._waiter(stop)) as lock:
+                    check_order(self._stages, self._run)
+                    if not self._waiting_stages():
+                        return 0
+                    with stage_clock(self._run):
+                        self._loop(stop, lock)
+            except StageFailed as failure:
+                if not stop.requested:
+                    self._screen.line(str(failure))
+                    return 1
+            return stop.exit_code
 
-    def _loop(self, stop: StopSignal, lock: FolderLock) -> int:
-        failure: StageFailed | None = None
+    def _loop(self, stop: StopSignal, lock: FolderLock) -> None:
         try:
             self._start_ready(stop)
             while self._running and not stop.requested:
@@ -175,16 +180,10 @@ class Conductor:
                 self._collect()
                 self._start_ready(stop)
                 self._screen.status([item.pace.words() for item in self._running])
-        except StageFailed as error:
-            failure = error
         finally:
             if self._running:
                 lock.stopping()
                 self._end(stop)
-        if failure is not None and not stop.requested:
-            self._screen.line(str(failure))
-            return 1
-        return stop.exit_code
 
     def _collect(self) -> None:
         """Take note of the stages that have finished."""
@@ -208,7 +207,7 @@ class Conductor:
                 continue
             self._screen.line(f"[{self._stages.index(stage) + 1}/{len(self._stages)}] {stage.name}")
             folder = stage.at(self._run)
-            with FolderLock(folder, wait=SAVE_PATIENCE, waiting=self._waiter(stage.name, stop)):
+            with FolderLock(folder, wait=SAVE_PATIENCE, waiting=self._waiter(stop)):
                 pass  # what an interrupted run left of this stage is still saving: let it end
             if stop.requested:
                 return
@@ -224,7 +223,7 @@ class Conductor:
     def _waiting_stages(self) -> list[Stage]:
         return [stage for stage in self._stages if not stage.done(self._run)]
 
-    def _waiter(self, name: str, stop: StopSignal) -> Callable[[str], None]:
+    def _waiter(self, stop: StopSignal) -> Callable[[str], None]:
         said: list[str] = []
 
         def waiting(holder: str) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from lavit.runs import ProcessGroup, StopSignal, end_all, end_with_parent
 
 SAVE_PATIENCE = 45.0  # seconds that stages have to save and end; DeepSpeed's launcher allows its ranks 30
+FOLLOW = 2.0  # seconds in which helpers of a command that has ended follow it
 _GIVEN_PORTS: set[int] = set()
 
 
@@ -133,7 +134,7 @@ def supervise(command: list[str], environment: dict[str, str]) -> int:
         while (code := group.poll()) is None and not stop.requested:
             time.sleep(0.1)
         # A launcher that ends while its ranks run was killed, and DeepSpeed's runner reports that as success.
-        abandoned = not stop.requested and group.outlives(2.0)
+        abandoned = not stop.requested and group.outlives(FOLLOW)
         if not end_all([group], stop.signal or signal.SIGTERM, SAVE_PATIENCE):
             print("what had not ended was killed; its last checkpoint is whole", file=sys.stderr)
         if stop.requested:

@@ -85,7 +85,7 @@ with StopSignal() as stop:
     time.sleep(0.5)
     Path("saved").touch()
 """
-SUPERVISE = "import sys; from lavit.launch import supervise; sys.exit(supervise(sys.argv[1:], {}))"
+SUPERVISE = "import sys; from lavit import launch; launch.FOLLOW = 0.2; sys.exit(launch.supervise(sys.argv[1:], {}))"
 
 
 def running(pid: int) -> bool:

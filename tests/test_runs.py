@@ -220,13 +220,10 @@ import os, subprocess, sys, time
 from lavit.runs import FolderLock
 with FolderLock(sys.argv[1]):
     print("held", flush=True)
-    child = None
     if sys.argv[2] == "program":
-        child = subprocess.Popen(["sleep", "30"], close_fds=False).pid
-    elif sys.argv[2] == "fork":
-        child = os.fork()
-    if child:
-        print(child, flush=True)
+        print(subprocess.Popen(["sleep", "30"], close_fds=False).pid, flush=True)
+    elif sys.argv[2] == "fork" and os.fork() == 0:
+        print(os.getpid(), flush=True)
     time.sleep(30)
 """
 
@@ -265,7 +262,7 @@ def test_waiting_for_a_holder(tmp_path):
         with pytest.raises(FolderInUse):
             FolderLock(tmp_path, wait=0.2, waiting=told.append).__enter__()
         lock.stopping()
-        threading.Timer(1.0, lambda: lock.__exit__()).start()
+        threading.Timer(0.3, lambda: lock.__exit__()).start()
         with FolderLock(tmp_path, wait=0.1, waiting=told.append):  # one that is stopping gets more than 0.1 s
             pass
     assert "in use by process" in told[0]
@@ -275,7 +272,9 @@ def test_waiting_for_a_holder(tmp_path):
 
 LOOP = """
 import sys, time
+import lavit.runs.processes
 from lavit.runs import StopSignal
+lavit.runs.processes.ECHO = float(sys.argv[2])
 with StopSignal() as stop:
     print("ready", flush=True)
     while not stop.requested:
@@ -289,7 +288,7 @@ sys.exit(stop.exit_code)
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_after_saving_and_its_echo_changes_nothing(signum, code):
-    process = python(LOOP, 0.3)
+    process = python(LOOP, 0.3, 1)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signum)
     assert process.stdout.readline() == "saving\n"
@@ -301,11 +300,11 @@ def test_a_signal_stops_after_saving_and_its_echo_changes_nothing(signum, code):
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    process = python(LOOP, 60)
+    process = python(LOOP, 60, 0.2)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "saving\n"
-    time.sleep(1.1)
+    time.sleep(0.4)
     process.send_signal(signal.SIGINT)
     assert process.wait(5) == 130
     process.communicate()

@@ -139,7 +139,7 @@ def _tars(source: str | Path | list[str | Path], split: str | None) -> list[Path
         raise ShardError(f"no shards{wanted} in {source}; prepare the data first, or check the split's share")
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise ShardError(f"no shard {missing[0]}")
+        raise ShardError(f"no shard or folder {missing[0]}")
     return paths
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lavit.data.assets import fetch, licence_of
 from lavit.data.examples import Example, Reading, Skip, SourceError
+from lavit.data.images import SUFFIXES
 
 
 @dataclass
@@ -97,7 +98,7 @@ def _vqav2_split(files: VqaV2Files, split: str, licence: str) -> tuple[list[Exam
     folder = Path(files.images)
     if not folder.is_dir():
         raise SourceError(f"vqav2.{split}.images: no folder {folder}")
-    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
     by_id = {int(digits): path for stem, path in pictures.items() if (digits := stem.rpartition("_")[2]).isdigit()}
     answers = _vqav2_answers(files.annotations) if files.annotations else {}
     questions: dict[int, list[dict[str, Any]]] = defaultdict(list)

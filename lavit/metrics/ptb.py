@@ -87,7 +87,7 @@ def _alternatives() -> list[str]:
     end = rf"(?!{alnum}|-|{q})"
     return [
         r"(?i:(?:https?://|www\.)\S+(?<![.,;:!?)'\"]))",
-        rf"(?:{alnum}|[._-])+@(?:{alnum}|[.-])*{alnum}",  # an address
+        r"""[^\s"|()<>@]+@[^\s"|()<>@.]+(?:\.[^\s"|()<>@.]+)*""",  # an address, with the comma that follows it
         rf"[@#]{letter}(?:{alnum}|_)*",  # @user, #tag
         r"""</?[A-Za-z]\w*(?: +[A-Za-z]\w*(?:="[^"]*")?)*>""",  # <b>
         r">?[:;=]['-]?[()DPOp\[\]|3](?![A-Za-z0-9])",  # :-)

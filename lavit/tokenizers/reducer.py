@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavit.config import OneOf
-from lavit.layers.transformer import Block, init_weights
+from lavit.layers.transformer import Block, init_weights, sequence_positions
 from lavit.tokens import kept_index
 
 
@@ -41,12 +41,17 @@ class SelectionConfig(OneOf):
 
 @dataclass
 class MergerConfig:
-    """``blocks`` pre-norm blocks of ``width``; the paper's size is 12 × 1408 with 16 heads and MLP 6144."""
+    """``blocks`` pre-norm blocks of ``width``; the paper's size is 12 × 1408 with 16 heads and MLP 6144.
+
+    ``position`` adds a learned place to every patch before merging. A ViT's features know where they are (the paper
+    adds nothing); a convolutional encoder's do not, and a word could not say what it describes.
+    """
 
     width: int = 192
     blocks: int = 2
     heads: int = 4
     mlp: int = 768
+    position: bool = False
 
 
 class Selection(NamedTuple):
@@ -128,7 +133,7 @@ def noise_scale(step: int, steps: int) -> float:
 class Merger(nn.Module):
     """Kept patches attend to each other causally and to the dropped ones (paper, eq. 2), ``blocks`` times."""
 
-    def __init__(self, feature_width: int, config: MergerConfig, backend: str = "sdpa"):
+    def __init__(self, feature_width: int, patches: int, config: MergerConfig, backend: str = "sdpa"):
         super().__init__()
         self.norm_in = nn.LayerNorm(feature_width)
         same = feature_width == config.width
@@ -137,6 +142,7 @@ class Merger(nn.Module):
             Block(config.width, config.heads, config.mlp, backend) for _ in range(config.blocks)
         )
         self.norm = nn.LayerNorm(config.width)
+        self.position = sequence_positions(patches, config.width) if config.position else None
         init_weights(self)
 
     def forward(self, features: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,6 +156,8 @@ class Merger(nn.Module):
             merged (B, N, D), keep (B, N) bool, position (B, N) int64; N = the most tokens of any image.
         """
         x = self.proj_in(self.norm_in(features))
+        if self.position is not None:
+            x = x + self.position
         index, real = kept_index(selection.keep)
         rest, dropped = kept_index(~selection.keep)
         # Gates are 1 where gathered; multiplying carries the straight-through gradient to the selector.

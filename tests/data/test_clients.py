@@ -41,7 +41,7 @@ def test_apt_downloads_into_the_folder(tmp_path, only):
     ],
 )
 def test_what_apt_says_is_explained(tmp_path, only, said, kind, message):
-    program(only, "apt-get", f"echo \"{said}\" >&2; exit 100")
+    program(only, "apt-get", f'echo "{said}" >&2; exit 100')
     with pytest.raises(kind, match=message) as caught:
         download("apt", "toy", "1", tmp_path)
     assert type(caught.value) is kind

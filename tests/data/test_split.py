@@ -23,10 +23,12 @@ def test_the_same_in_every_process():
 
 
 def test_known_places():
-    assert [assign_split(name, 0, 0.25, 0.25) for name in ("hammer", "apple", "firefighter", "snake")] == KNOWN
-
-
-KNOWN = ["train", "train", "train", "test"]
+    """sha256 of "seed, zero byte, concept", written out: a change would move every published test set."""
+    places = {"hammer": 0.5944, "firefighter": 0.0587, "owl": 0.7744}
+    for concept, place in places.items():
+        assert assign_split(concept, 0, 0.0, place + 0.01) == "test"
+        assert assign_split(concept, 0, 0.02, place - 0.01) == "validation"
+        assert assign_split(concept, 0, 0.0, place - 0.01) == "train"
 
 
 def test_a_larger_validation_share_leaves_the_test_split_alone():
