@@ -19,7 +19,7 @@ from lavit.runs.progress import clock
 
 MODELS = ("pretrain", "decoder")
 LAVIT = (
-    Stage("data", "tokenizer.prepare", own_clock=True),
+    Stage("data", "tokenizer.prepare", clocks=("assets", "data")),
     Stage("tokenizer", "tokenizer.train", needs=("data",), ranks=True),
     Stage("extract", "tokenizer.extract", needs=("tokenizer",)),
     Stage("pretrain", "pretrain.train", needs=("extract",), ranks=True, group="models"),
@@ -93,8 +93,9 @@ def check_settings(run: Path, config: str, overrides: Sequence[str], seen: bool)
 
 def show_results(run: Path, stages: Sequence[Stage], screen: Screen) -> None:
     """Print the minutes of each stage, the chief figures and where the report is."""
-    for folder in dict.fromkeys(stage.at(run) for stage in stages):  # the evaluations share one
-        screen.line(f"  {folder.name:<28}{clock(read_seconds(folder)):>8}")
+    for stage in stages:
+        for folder, seconds in stage.seconds(run).items():
+            screen.line(f"  {folder:<28}{clock(seconds):>8}")
     screen.line(f"  {'in all':<28}{clock(read_seconds(run)):>8}")
     metrics: dict[str, Any] = read_json(run / "metrics.json")
     for key, words in HEADLINES.items():

@@ -25,6 +25,7 @@ from lavit.runs import (
     end_all,
     is_done,
     read_done,
+    read_seconds,
     stage_clock,
     stage_folder,
 )
@@ -42,32 +43,32 @@ class Stage:
     """One step of an experiment, a process of its own: ``python -m module CONFIG [key=value ...]``.
 
     Attributes:
-        name: what the user reads.
+        name: what the user reads, and the stage's folder below the run folder.
         module: what is run.
         needs: names of the stages that must be done before.
-        folder: below the run folder, with log and seconds; the name where it is empty.
-        result: the file, below the run folder, whose presence says that it is done; ``folder/done.json`` where empty.
         ranks: whether DeepSpeed's launcher starts it, with the configured number of processes.
         group: stages of one group may run at the same time; "" runs alone.
-        own_clock: it counts its seconds itself, by its parts.
+        clocks: folders below the run folder whose seconds it counts itself; by default it is timed from outside.
     """
 
     name: str
     module: str
     needs: tuple[str, ...] = ()
-    folder: str = ""
-    result: str = ""
     ranks: bool = False
     group: str = ""
-    own_clock: bool = False
+    clocks: tuple[str, ...] = ()
 
     def at(self, run: Path) -> Path:
         """The stage's folder."""
-        return run / (self.folder or self.name)
+        return run / self.name
 
     def done(self, run: Path) -> bool:
         """Whether it has finished."""
-        return (run / self.result).is_file() if self.result else is_done(self.at(run))
+        return is_done(self.at(run))
+
+    def seconds(self, run: Path) -> dict[str, float]:
+        """Wall seconds so far, by folder."""
+        return {name: read_seconds(run / name) for name in self.clocks or (self.name,)}
 
     def command(self, arguments: Sequence[str], processes: int) -> list[str]:
         """What to execute; ``arguments`` are the config file and the overrides."""
@@ -85,14 +86,14 @@ class Running:
 
     def __init__(self, stage: Stage, run: Path, arguments: Sequence[str], processes: int, shares: int):
         self.stage, self._run = stage, run
-        self.folder = stage_folder(run, stage.folder or stage.name)
+        self.folder = stage_folder(run, stage.name)
         self.log = self.folder / "log.txt"
         self.pace = Pace(stage.name, self.folder)
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         self._clock = ExitStack()
         environment = launch_environment(processes if stage.ranks else 1, shares)
         command = stage.command(arguments, processes)
-        if not stage.own_clock:
+        if not stage.clocks:
             environment[CLOCKED] = str(self.folder.resolve())
             self._clock.enter_context(stage_clock(self.folder))
         try:
@@ -256,7 +257,7 @@ def check_order(stages: Sequence[Stage], run: Path) -> None:
     Raises:
         ValueError: naming the folders to remove.
     """
-    finished = {stage.name: (read_done(stage.at(run)) or {}).get("finished") for stage in stages if not stage.result}
+    finished = {stage.name: (read_done(stage.at(run)) or {}).get("finished") for stage in stages}
     gone = {stage.name for stage in stages if not stage.done(run)}
     stale: dict[str, str] = {}
     for index, stage in enumerate(stages):
@@ -268,5 +269,5 @@ def check_order(stages: Sequence[Stage], run: Path) -> None:
                 stale.setdefault(stage.name, need)
     if stale:
         name, need = next(iter(stale.items()))
-        places = " ".join(str(run / (s.result or s.folder or s.name)) for s in stages if s.name in stale)
+        places = " ".join(str(s.at(run)) for s in stages if s.name in stale)
         raise ValueError(f"{name} was built on a {need} that is gone or newer; remove what is out of date: {places}")

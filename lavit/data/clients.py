@@ -45,7 +45,9 @@ def download(client: str, package: str, version: str, folder: Path) -> Path:
     if client == "pip":
         command = [*_pip(), "download", "--no-deps", "--quiet", "--dest", ".", f"{package}=={version}"]
     elif client == "npm":
-        command = [*_npm(), "pack", f"{package}@{version}", "--loglevel=error"]
+        # npm's own patience without a network is minutes long.
+        patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=2000", "--fetch-retry-maxtimeout=5000"]
+        command = [*_npm(), "pack", f"{package}@{version}", "--loglevel=error", *patience]
     elif client == "apt":
         command = [_program("apt-get", package), "download", f"{package}={version}"]
     else:

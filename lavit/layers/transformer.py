@@ -54,14 +54,17 @@ class Block(nn.Module):
 
 
 def init_weights(module: nn.Module) -> None:
-    """Truncated-normal (std 0.02) linear weights and zero biases, in place, for every Linear below ``module``."""
+    """Truncated-normal weights of variance 1/fan-in and zero biases, in place, for every Linear below ``module``.
+
+    At the paper's width of 1408 that is a std of 0.027, near the usual 0.02; narrow models would start too quiet.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.trunc_normal_(part.weight, std=0.02)
+            nn.init.trunc_normal_(part.weight, std=part.in_features**-0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 
 
-def sequence_positions(length: int, width: int) -> nn.Parameter:
-    """A learned (length, width) position table, truncated-normal with std 0.02."""
-    return nn.Parameter(nn.init.trunc_normal_(torch.empty(length, width), std=0.02))
+def sequence_positions(length: int, width: int, std: float) -> nn.Parameter:
+    """A learned (length, width) table of places, truncated-normal; ``std`` is that of what it is added to."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(length, width), std=std))

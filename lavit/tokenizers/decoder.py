@@ -30,8 +30,10 @@ class FeatureDecoder(nn.Module):
         super().__init__()
         width = config.width
         self.proj_in = nn.Linear(code_width, width)
-        self.position = sequence_positions(patches, width)
-        self.query = sequence_positions(patches, width)
+        # A word is a unit vector: its entries, and so its place's, are of the size 1 / sqrt(width).
+        self.position = sequence_positions(patches, width, std=code_width**-0.5)
+        self.query = sequence_positions(patches, width, std=1.0)
+        self.norm_words = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp, backend) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, feature_width))
@@ -45,7 +47,7 @@ class FeatureDecoder(nn.Module):
         """
         if words.shape[1] > self.position.shape[0]:
             raise ValueError(f"{words.shape[1]} visual words for an image of {self.position.shape[0]} patches")
-        context = self.proj_in(words) + self.position[: words.shape[1]]
+        context = self.norm_words(self.proj_in(words) + self.position[: words.shape[1]])
         x = self.query.expand(words.shape[0], -1, -1)
         mask = keep[:, None, None, :]
         for block in self.blocks:

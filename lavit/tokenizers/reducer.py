@@ -142,7 +142,7 @@ class Merger(nn.Module):
             Block(config.width, config.heads, config.mlp, backend) for _ in range(config.blocks)
         )
         self.norm = nn.LayerNorm(config.width)
-        self.position = sequence_positions(patches, config.width) if config.position else None
+        self.position = sequence_positions(patches, config.width, std=0.5) if config.position else None
         init_weights(self)
 
     def forward(self, features: Tensor, selection: Selection) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,171 @@
+"""The figures of a run: what goes into metrics.json, and the table that sets each beside its baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lavit.runs import read_json, read_seconds
+
+Metrics = dict[str, dict[str, Any]]
+
+REQUIRED = {
+    "tokenizer": "cosine cosine_constant codes_used utilization perplexity patches tokens_mean tokens_std n",
+    "caption": "category_accuracy category_shuffled category_nearest cider cider_constant cider_nearest cider_shuffled "
+    "retrieval_r1 retrieval_r10 n",
+    "vqa": "accuracy question_only majority n",
+    "reconstruction": "r1 r5 chance_r5 fd_lite0 n",
+    "text_to_image": "feature_r10 rendered_r10 shuffled_r10 chance_r10 n",
+}
+EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
+CLOCKS = {name: (name,) for name in ("assets", "data", "tokenizer", "extract", "pretrain", "decoder")}
+CLOCKS["eval"] = EVALUATIONS
+
+
+def read_figures(run: Path, vqa: bool) -> Metrics:
+    """Everything the evaluations wrote, by group; without ``vqa`` where the experiment asks no questions.
+
+    Raises:
+        ValueError: an evaluation has not run, or lacks a figure that metrics.json promises.
+    """
+    groups = {name: names for name, names in REQUIRED.items() if vqa or name != "vqa"}
+    figures = {name: read_json(run / "eval" / name / "figures.json") for name in groups}
+    for group, names in groups.items():
+        missing = [name for name in names.split() if figures[group].get(name) is None]
+        if missing:
+            place = run / "eval" / group
+            raise ValueError(f"{place}/figures.json has no {', '.join(missing)}; remove {place} and run it again")
+    return figures
+
+
+def metrics_of(figures: Metrics, seconds: dict[str, float | None]) -> Metrics:
+    """What metrics.json holds: the single numbers and words of every group (rates are fractions), and the seconds."""
+    single = (int, float, str)
+    scalars = {
+        group: {name: value for name, value in values.items() if isinstance(value, single)}
+        for group, values in figures.items()
+    }
+    return {**scalars, "seconds": seconds}
+
+
+def stage_seconds(run: Path) -> dict[str, float | None]:
+    """Wall seconds of each stage; null for one whose clock never ran.
+
+    Stages that ran at the same time count their own seconds each, so that the sum may exceed ``total``, which is the
+    clock of the program that ran them all. Where the stages were run one by one there is no such clock, and the total
+    is their sum.
+    """
+    seconds: dict[str, float | None] = {}
+    for name, folders in CLOCKS.items():
+        ran = [read_seconds(run / folder) for folder in folders if (run / folder / "seconds.json").is_file()]
+        seconds[name] = round(sum(ran), 1) if ran else None
+    known = sum(value for value in seconds.values() if value is not None)
+    return {**seconds, "total": round(read_seconds(run) or known, 1)}
+
+
+class Figure(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        group, name: where metrics.json has it.
+        title: what the reader is told.
+        baselines: words to the names of figures of the same group; those that were not measured are left out.
+        ceiling: as ``baselines``, of what cannot be beaten.
+        note: a format string over the group's figures.
+        lower: whether less is better.
+        top: end of the scale; None takes the largest value in the row.
+    """
+
+    group: str
+    name: str
+    title: str
+    baselines: dict[str, str] = {}
+    ceiling: dict[str, str] = {}
+    note: str = ""
+    lower: bool = False
+    top: float | None = 1.0
+
+
+GROUPS = {
+    "tokenizer": "Tokenizer",
+    "caption": "Image to text",
+    "vqa": "Questions",
+    "reconstruction": "Reconstruction",
+    "text_to_image": "Text to image",
+}
+TABLE = (
+    Figure("tokenizer", "cosine", "Cosine of the reconstructed features", {"constant mean": "cosine_constant"}),
+    Figure("tokenizer", "perplexity", "Codebook perplexity", top=None,
+           note="{codes_used} codes in use ({utilization:.0%} of the codebook)"),
+    Figure("tokenizer", "tokens_mean", "Tokens an image", top=None, note="± {tokens_std:.1f}, of {patches} patches"),
+    Figure("caption", "category_accuracy", "Category of the caption is right",
+           {"shuffled": "category_shuffled", "majority": "category_majority", "nearest neighbour": "category_nearest"}),
+    Figure("caption", "cider", "CIDEr of the label", {
+        "shuffled": "cider_shuffled", "best constant": "cider_constant", "nearest neighbour": "cider_nearest"}, top=None),
+    Figure("caption", "retrieval_r1", "Its caption found first", note="among {retrieval_n} captions, R@1"),
+    Figure("caption", "retrieval_r10", "Its caption in the first ten", {"chance": "retrieval_chance_r10"},
+           note="among {retrieval_n} captions, R@10"),
+    Figure("vqa", "accuracy", "Answers right", {
+        "majority": "majority", "question only": "question_only", "shuffled": "shuffled"}),
+    Figure("reconstruction", "r1", "Original found first", {"chance": "chance_r1", "linear draft": "draft_r1"},
+           note="among {n} by the rendered pixels, R@1"),
+    Figure("reconstruction", "r5", "Original in the first five", {"chance": "chance_r5", "linear draft": "draft_r5"},
+           note="among {n} by the rendered pixels, R@5"),
+    Figure("reconstruction", "fd_lite0", "Fréchet distance over Lite0 features", {"linear draft": "draft_fd_lite0"},
+           lower=True, top=None, note="not FID; less is better"),
+    Figure("reconstruction", "psnr", "PSNR in dB", {"mean image": "psnr_mean_image", "linear draft": "draft_psnr"},
+           top=None),
+    Figure("text_to_image", "feature_r10", "Thing found by the drawn features", {
+        "chance": "chance_r10", "shuffled": "feature_shuffled_r10"}, {"its own codes": "real_codes_r10"},
+           note="among {n}, R@10"),
+    Figure("text_to_image", "rendered_r10", "Thing found by the drawn pixels", {
+        "chance": "chance_r10", "shuffled": "rendered_shuffled_r10"}, note="among {n}, R@10"),
+)  # fmt: skip
+
+
+class Mark(NamedTuple):
+    """A value on a row's scale: ``place`` in percent; ``kind`` is baseline, better (it beats ours) or ceiling."""
+
+    words: str
+    value: str
+    place: float
+    kind: str
+
+
+class Row(NamedTuple):
+    """A figure ready to show."""
+
+    title: str
+    note: str
+    value: str
+    place: float
+    marks: list[Mark]
+
+
+def table(metrics: Metrics) -> dict[str, list[Row]]:
+    """The rows of every group that was measured, by the group's title."""
+    rows: dict[str, list[Row]] = {GROUPS[group]: [] for group in metrics if group in GROUPS}
+    for figure in TABLE:
+        if metrics.get(figure.group, {}).get(figure.name) is not None:
+            rows[GROUPS[figure.group]].append(_row(figure, metrics[figure.group]))
+    return rows
+
+
+def _row(figure: Figure, values: dict[str, Any]) -> Row:
+    ours = values[figure.name]
+    beside = [(words, values[name], "baseline") for words, name in figure.baselines.items() if name in values]
+    beside += [(words, values[name], "ceiling") for words, name in figure.ceiling.items() if name in values]
+    top = figure.top or 1.1 * max(ours, *(value for _, value, _ in beside), 1e-9)
+    marks = []
+    for words, value, kind in beside:
+        ahead = value < ours if figure.lower else value > ours
+        kind = "better" if kind == "baseline" and ahead else kind
+        marks.append(Mark(words, number(value), 100 * min(1, value / top), kind))
+    return Row(figure.title, figure.note.format(**values), number(ours), 100 * min(1, ours / top), marks)
+
+
+def number(value: float) -> str:
+    """Three decimals below 10, one below 1000, and whole numbers as they are."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
