@@ -31,10 +31,17 @@ class OneOf:
     """Base of a group of alternatives: every field is optional and exactly one is set."""
 
     def chosen(self) -> tuple[str, Any]:
-        """The name and the value of the one alternative that is set."""
-        return next(
-            (f.name, getattr(self, f.name)) for f in dataclasses.fields(self) if getattr(self, f.name) is not None
-        )
+        """The name and the value of the one alternative that is set.
+
+        Raises:
+            ConfigError: none or several are set.
+        """
+        names = [f.name for f in dataclasses.fields(self)]
+        chosen = [name for name in names if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            said = ", ".join(chosen) or "none"
+            raise ConfigError(f"{type(self).__name__} must set exactly one of {', '.join(names)}; it sets {said}")
+        return chosen[0], getattr(self, chosen[0])
 
 
 def load(schema: type[T], path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> T:
@@ -139,7 +146,7 @@ def _yaml_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dic
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, DictConfig):
         raise ConfigError(f"{path} must hold a mapping of keys to values")
-    layer = OmegaConf.to_container(raw, resolve=True)
+    layer = _resolved(raw, str(path))
     bases = layer.pop("base", [])
     layers: list[tuple[str, dict[str, Any]]] = []
     for base in [bases] if isinstance(bases, str) else bases:
@@ -151,7 +158,19 @@ def _dotlist(overrides: list[str] | tuple[str, ...]) -> dict[str, Any]:
     for item in overrides:
         if "=" not in item:
             raise ConfigError(f"override '{item}' must look like key.sub=value")
-    return OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
+    try:
+        raw = OmegaConf.from_dotlist(list(overrides))
+    except Exception as error:  # yaml again
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"overrides {' '.join(overrides)} cannot be read: {reason}") from None
+    return _resolved(raw, "command line")
+
+
+def _resolved(raw: DictConfig, origin: str) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(raw, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from None
 
 
 def _field_types(schema: type) -> dict[str, Any]:
@@ -182,7 +201,12 @@ def _check_keys(layer: dict[str, Any], schema: type, prefix: str, origin: str) -
             hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known here: {', '.join(known)}"
             raise ConfigError(f"{origin}: unknown key '{prefix}{key}'; {hint}")
         inner, items = _dataclass_in(known[key]), _items_of(known[key])
-        if inner is not None and isinstance(value, dict):
+        if typing.get_origin(known[key]) is list and isinstance(value, dict):
+            raise ConfigError(f"{origin}: bad value for '{prefix}{key}': a list is given whole, {prefix}{key}=[...]")
+        if inner is not None and not isinstance(value, dict | None):
+            holds = ", ".join(_field_types(inner))
+            raise ConfigError(f"{origin}: bad value for '{prefix}{key}': {value!r} is no mapping; it holds {holds}")
+        if inner is not None and value is not None:
             _check_keys(value, inner, f"{prefix}{key}.", origin)
         elif items is not None and isinstance(value, list | dict):
             pairs = enumerate(value) if isinstance(value, list) else value.items()
@@ -216,12 +240,9 @@ def _check_choices(value: Any, prefix: str) -> None:
             _check_choices(item, f"{prefix}{key}.")
     elif dataclasses.is_dataclass(value):
         if isinstance(value, OneOf):
-            names = [f.name for f in dataclasses.fields(value)]
-            chosen = [name for name in names if getattr(value, name) is not None]
-            if len(chosen) != 1:
-                raise ConfigError(
-                    f"'{prefix.rstrip('.')}' must set exactly one of {', '.join(names)}; "
-                    f"it sets {', '.join(chosen) or 'none'}"
-                )
+            try:
+                value.chosen()
+            except ConfigError as error:
+                raise ConfigError(f"'{prefix.rstrip('.')}': {error}") from None
         for f in dataclasses.fields(value):
             _check_choices(getattr(value, f.name), f"{prefix}{f.name}.")

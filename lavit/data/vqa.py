@@ -15,7 +15,13 @@ from lavit.data.images import SUFFIXES
 
 @dataclass
 class EasyVqaSource:
-    """The easy-vqa package: 64 x 64 generated pictures of one shape each, official train and test split."""
+    """The easy-vqa package: 64 x 64 generated pictures of one shape each, official train and test split.
+
+    Args:
+        train_images: the most pictures of the official training split, its first ones; the test split stays whole.
+    """
+
+    train_images: int | None = None
 
 
 @dataclass
@@ -54,7 +60,8 @@ def read_easy_vqa(source: EasyVqaSource, cache: str | None = None) -> Reading:
         AssetError: the package cannot be fetched.
     """
     folder = fetch("easy-vqa", cache) / "easy_vqa" / "data"
-    examples = [example for split in ("train", "test") for example in _easy_vqa_split(folder / split, split)]
+    train = _easy_vqa_split(folder / "train", "train")[: source.train_images]
+    examples = train + _easy_vqa_split(folder / "test", "test")
     return Reading(examples, [], {"easy-vqa": licence_of("easy-vqa")})
 
 

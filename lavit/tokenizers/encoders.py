@@ -148,8 +148,8 @@ class Encoder(nn.Module):
             out = out[:, self.backbone.num_prefix_tokens :]
             if out.shape[1] != grid**2:
                 raise ValueError(
-                    f"tokenizer.encoder.grid {grid} means {grid**2} patches but {self.config.model} gives {out.shape[1]} "
-                    f"patches at image_size {self.config.image_size}"
+                    f"tokenizer.encoder.grid {grid} means {grid**2} patches but {self.config.model} gives "
+                    f"{out.shape[1]} patches at image_size {self.config.image_size}"
                 )
             out = out.transpose(1, 2).unflatten(2, (grid, grid))
         if out.shape[1] != layer.width:

@@ -1,0 +1,236 @@
+"""Everything a run measured, as ``metrics.json`` and one page that opens offline, ``report.html``. ``make report``"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+from eval.figures import CLOCKS, Metrics, metrics_of, number, read_figures, stage_seconds, table
+from eval.pictures import data_uri, evenly, keep_rates, kept_patches, linear_drafts, lit, to_image
+from eval.plots import code_usage_plot, curves, place_map, token_histogram
+from lavit.data.shards import read_index
+from lavit.experiment import Experiment, run_stage
+from lavit.metrics.captions import category_of
+from lavit.metrics.vqa import vqa_accuracy
+from lavit.runs import read_json, write_atomic, write_json
+from lavit.runs.progress import clock
+from lavit.tokenizers.features import PictureSet
+from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.workspace import Workspace
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+SHOWN = {"reconstruction": 12, "caption": 16, "vqa": 12, "text_to_image": 18}
+SIDE = 192  # pixels of a shown original
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    work = Workspace(experiment, run)
+    figures = read_figures(run, vqa=experiment.data.vqa is not None)
+    metrics = metrics_of(figures, stage_seconds(run))
+    write_atomic(run / "report.html", render(build_page(work, figures, metrics)))
+    write_json(run / "metrics.json", metrics)
+
+
+def render(page: dict[str, Any]) -> str:
+    """The page's HTML; every text is escaped."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True)  # fmt: skip
+    environment.filters |= {"number": number, "clock": lambda seconds: "–" if seconds is None else clock(seconds)}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page)
+
+
+def build_page(work: Workspace, figures: Metrics, metrics: Metrics) -> dict[str, Any]:
+    """All that the template shows."""
+    tokenizer = work.tokenizer()
+    return {
+        "name": work.run.resolve().name,
+        "split": figures["tokenizer"].get("split", work.experiment.evaluation.split),
+        "figures": figures,
+        "metrics": metrics,
+        "table": table(metrics),
+        "shown": SHOWN,
+        "reconstructions": reconstructions(work, tokenizer, figures["reconstruction"]),
+        "captions": captions(work, figures["caption"]),
+        "questions": questions(work, figures["vqa"]) if "vqa" in figures else [],
+        "drawings": drawings(work, figures["text_to_image"]),
+        "curves": training_curves(work),
+        "tokens": token_plots(work, tokenizer, figures["tokenizer"]),
+        "seconds": metrics["seconds"],
+        "stages": list(CLOCKS),
+        **provenance(work),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+def reconstructions(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Held-out pictures, the patches kept of them, their words, the linear draft and the rendered picture."""
+    images = read_images(work, "reconstruction", len(figures["numbers"]))
+    places = evenly(list(range(len(images))), SHOWN["reconstruction"])
+    numbers = [figures["numbers"][place] for place in places]
+    split, encoder = work.experiment.evaluation.split, tokenizer.config.encoder
+    pictures, codes = work.pictures("captions", split), work.codes("captions", split)
+    kept = kept_patches(tokenizer, pictures.inputs(numbers, encoder.image_size))
+    drafts: list[str | None] = [None] * len(numbers)
+    if work.experiment.decoder.model.draft:
+        features = tokenizer.decode(tokenizer.lookup(*codes.padded(numbers)))
+        drafts = [data_uri(image) for image in linear_drafts(work.renderer(), features)]
+    cards = []
+    for place, n, keep, draft in zip(places, numbers, kept, drafts, strict=True):
+        original = to_image(pictures.pixels([n], SIDE)[0])
+        mask = keep.unflatten(0, (encoder.grid, encoder.grid)).numpy()
+        cards.append({
+            "caption": pictures.captions[n],
+            "original": data_uri(original),
+            "kept": data_uri(lit(original, mask)),
+            "draft": draft,
+            "rendered": data_uri(images[place]),
+            "tokens": int(keep.sum()),
+            "patches": encoder.patches,
+            "codes": codes.codes(n).tolist(),
+        })  # fmt: skip
+    return cards
+
+
+def captions(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Captions beside the truth and the nearest training picture's; ``right`` compares the class words."""
+    samples = evenly(figures["samples"], SHOWN["caption"])
+    return [
+        {
+            **sample,
+            "picture": picture,
+            "written_right": category_of(sample["written"]) == category_of(sample["truth"]),
+            "nearest_right": category_of(sample["nearest"]) == category_of(sample["truth"]),
+        }
+        for sample, picture in zip(samples, thumbnails(work, "captions", samples), strict=True)
+    ]
+
+
+def questions(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    samples = evenly(figures["samples"], SHOWN["vqa"])
+    return [
+        {
+            **sample,
+            "picture": picture,
+            "answer": max(sample["answers"], key=sample["answers"].count),
+            "right": vqa_accuracy(sample["given"], sample["answers"]) >= 0.5,
+        }
+        for sample, picture in zip(samples, thumbnails(work, "vqa", samples), strict=True)
+    ]
+
+
+def drawings(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was drawn of a text, beside the picture that the text belongs to."""
+    images = read_images(work, "text_to_image", len(figures["samples"]))
+    samples = evenly(list(zip(figures["samples"], images, strict=True)), SHOWN["text_to_image"])
+    real = thumbnails(work, "captions", [sample for sample, _ in samples])
+    return [
+        {**sample, "drawn": data_uri(image), "picture": picture}
+        for (sample, image), picture in zip(samples, real, strict=True)
+    ]
+
+
+def thumbnails(work: Workspace, part: str, samples: list[dict[str, Any]]) -> list[str]:
+    """The stored pictures that samples speak of, as data URIs."""
+    pictures = PictureSet(work.shards(part, work.experiment.evaluation.split))
+    return [data_uri(to_image(pixels)) for pixels in pictures.pixels([s["number"] for s in samples], SIDE)]
+
+
+def read_images(work: Workspace, group: str, count: int) -> np.ndarray:
+    """(count, S, S, 3) uint8 that an evaluation rendered.
+
+    Raises:
+        ValueError: they are missing, or are not as many as its figures say.
+    """
+    path = work.run / "eval" / group / "images.npy"
+    if not path.is_file():
+        raise ValueError(f"no pictures {path}; remove {path.parent} and run the evaluation again")
+    images = np.load(path)
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:
+        raise ValueError(
+            f"{path} holds {images.dtype} {images.shape} and its figures speak of {count} pictures; "
+            f"remove {path.parent} and run the evaluation again"
+        )
+    return images
+
+
+# ------------------------------------------------------------------------------------------------------- plots
+
+
+def training_curves(work: Workspace) -> list[dict[str, str]]:
+    """A plot of each training from its log."""
+    stage = work.experiment.tokenizer
+    codebook = {"codebook on": stage.plain_steps} if 0 < stage.plain_steps < stage.train.steps else {}
+    plots = (
+        ("tokenizer", "Tokenizer", "cosine of reconstructed features", {"cosine": "cosine"}, codebook),
+        ("pretrain", "Language model", "nats a token", {"text": "text", "image": "visual words"}, {}),
+        ("decoder", "Pixel decoder", "mean squared error", {"loss": "U-Net", "draft": "linear draft"}, {}),
+    )
+    return [
+        {"title": title, "plot": curves(read_log(work.run / folder / "log.jsonl", names), label, marks)}
+        for folder, title, label, names, marks in plots
+    ]
+
+
+def read_log(path: Path, names: dict[str, str]) -> dict[str, tuple[list[int], list[float]]]:
+    """(steps, values) of some figures of a training log, under new names; of a step made twice, the later one.
+
+    Raises:
+        ValueError: there is no log, or none of the figures in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"no training log {path}; run its stage first")
+    lines: dict[int, dict[str, Any]] = {}
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:  # cut by a kill while it was written; the step was made again
+            continue
+        lines.setdefault(line["step"], {}).update(line)
+    series = {}
+    for name, words in names.items():
+        points = [(step, line[name]) for step, line in sorted(lines.items()) if line.get(name) is not None]
+        if points:
+            steps, values = zip(*points, strict=True)
+            series[words] = (list(steps), list(values))
+    if not series:
+        raise ValueError(f"{path} logs none of {', '.join(names)}; remove its folder and train again")
+    return series
+
+
+def token_plots(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any]) -> dict[str, Any]:
+    split = work.experiment.evaluation.split
+    codes = work.codes("captions", split).all_codes()
+    counts = torch.bincount(codes, minlength=tokenizer.config.quantizer.codes).numpy()
+    rates = keep_rates(work, tokenizer, split)
+    return {
+        "histogram": token_histogram(figures["histogram"], figures["tokens_mean"]),
+        "usage": code_usage_plot(counts, figures["perplexity"]),
+        "places": place_map(rates.by_place),
+        "rates": rates,
+        "selection": tokenizer.config.selection.chosen()[0],
+    }
+
+
+# --------------------------------------------------------------------------------------------------- provenance
+
+
+def provenance(work: Workspace) -> dict[str, Any]:
+    """Data with their licences, the machine, the versions and the configuration."""
+    indices = {part: read_index(work.run / "data" / part) for part in work.parts()}
+    return {
+        "data": indices,
+        "licences": {name: about for index in indices.values() for name, about in index["licences"].items()},
+        "environment": read_json(work.run / "environment.json"),
+        "config": (work.run / "config.yaml").read_text(),
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main, "report")

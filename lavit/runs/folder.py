@@ -1,0 +1,266 @@
+"""Run folders: ``config.yaml``, ``environment.json`` and one folder a stage with ``done.json`` and ``seconds.json``.
+
+A file appears whole or not at all, and ``done.json`` is a stage's last: a folder without it is unfinished, whatever
+else it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lavit.config import ConfigError, changed_keys, read_plain, to_yaml
+
+PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "diffusers", "timm")
+CLOCKED = "LAVIT_CLOCKED"  # the stage folder whose seconds the process that started this one counts already
+
+
+@dataclass
+class DemoConfig:
+    """How all stages of an experiment are run by one command.
+
+    Attributes:
+        processes: ranks of a training stage; on GPUs at most one a GPU.
+        concurrent: whether stages of one group run at the same time, each with its share of the cores.
+    """
+
+    processes: int = 1
+    concurrent: bool = True
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part."""
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(draft, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically; NumPy and torch scalars become numbers.
+
+    Raises:
+        ValueError: a number that is not finite (JSON has none) or a value JSON cannot hold.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False, default=_scalar, ensure_ascii=False)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"cannot write {path}: {error}; JSON holds finite numbers, text, lists and mappings") from None
+    write_atomic(path, text + "\n")
+
+
+def _scalar(value: Any) -> Any:
+    if hasattr(value, "item"):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a {type(value).__name__} has no JSON form")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}; run the stage that writes it") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); remove it and run again") from None
+
+
+def require_free(folder: str | Path, needed: int) -> None:
+    """Check that ``needed`` bytes fit on the disk that holds ``folder``, which need not exist yet.
+
+    Raises:
+        ValueError: with what is needed and what is free.
+    """
+    place = Path(folder).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        gib = 2**30
+        raise ValueError(f"{folder} needs {needed / gib:.2f} GiB and {free / gib:.2f} GiB are free; make room there")
+
+
+# ----------------------------------------------------------------------------------------------------------- run
+
+
+def open_run(folder: str | Path, config: Any, may_change: Sequence[str] = ("run", "demo.concurrent")) -> Path:
+    """Create a run folder with its resolved configuration and environment, or go on in one of the same configuration.
+
+    Any number of processes may open one folder at the same time.
+
+    Args:
+        folder: where the run lives.
+        config: the typed configuration.
+        may_change: dotted keys that do not alter the results.
+
+    Raises:
+        ConfigError: the folder holds a run of another configuration.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "config.yaml").exists():
+        require_same_config(folder, config, may_change)
+    else:
+        write_atomic(folder / "config.yaml", to_yaml(config))
+    _record_environment(folder / "environment.json")
+    return folder
+
+
+def require_same_config(
+    folder: str | Path, config: Any, may_change: Sequence[str] = ("run", "demo.concurrent")
+) -> None:
+    """Check that a run folder was made with this configuration; :func:`open_run` says what the arguments are.
+
+    Raises:
+        ConfigError: naming up to five keys that changed, the folder and the remedy.
+    """
+    path, text = Path(folder) / "config.yaml", to_yaml(config)
+    if path.read_text() == text:
+        return
+    draft = Path(folder) / f".config.{uuid.uuid4().hex[:8]}.yaml"
+    try:
+        write_atomic(draft, text)
+        changed = [key for key in changed_keys(read_plain(path), read_plain(draft)) if key not in may_change]
+    finally:
+        draft.unlink(missing_ok=True)
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise ConfigError(
+            f"{folder} holds a run with other settings: {', '.join(changed[:5])}{more} changed; "
+            f"remove the folder to start anew, or choose another with run=other/folder"
+        )
+
+
+def _record_environment(path: Path) -> None:
+    """Write the commit and versions; those of an earlier session of the run, where they differ, are kept."""
+    now = environment()
+    if not path.exists():
+        return write_json(path, {**now, "earlier": []})
+    known = read_json(path)
+    earlier = known.pop("earlier", [])
+    if known != now:
+        write_json(path, {**now, "earlier": [*earlier, known]})
+
+
+def environment() -> dict[str, Any]:
+    """``{commit, dirty, python, platform, versions: {package: version or None}}``; commit "unknown" outside git."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    commit, dirty = _commit(Path(__file__).resolve().parents[2])
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+    }
+
+
+def _commit(root: Path) -> tuple[str, bool | None]:
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:  # installed inside someone else's repository
+            return "unknown", None
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown", None
+
+
+# -------------------------------------------------------------------------------------------------------- stages
+
+
+def stage_folder(run: str | Path, name: str) -> Path:
+    """The folder of one stage, created where it is not there."""
+    folder = Path(run) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def is_done(folder: str | Path) -> bool:
+    """Whether the stage has finished."""
+    return (Path(folder) / "done.json").is_file()
+
+
+def mark_done(folder: str | Path, info: dict[str, Any] | None = None) -> None:
+    """Declare a stage finished: its very last write, once, after every rank has written what it writes."""
+    write_json(Path(folder) / "done.json", {"finished": time.time(), **(info or {})})
+
+
+def read_done(folder: str | Path) -> dict[str, Any] | None:
+    """What :func:`mark_done` wrote (``finished``: Unix time, and its ``info``), None for an unfinished stage."""
+    return read_json(Path(folder) / "done.json") if is_done(folder) else None
+
+
+def read_seconds(folder: str | Path) -> float:
+    """Wall seconds spent on a stage so far, interruptions left out; 0 for one that never ran."""
+    path = Path(folder) / "seconds.json"
+    return float(read_json(path)["seconds"]) if path.is_file() else 0.0
+
+
+@contextmanager
+def stage_clock(folder: str | Path, every: float = 5.0) -> Iterator[Callable[[], float]]:
+    """Count wall seconds into ``folder/seconds.json``, added to those of earlier, interrupted sessions.
+
+    Written each ``every`` seconds, so that a killed stage loses no more. Yields a function that gives the seconds so
+    far. Where the process that started this one counts the same folder already (its count includes the start of the
+    launcher), nothing is written.
+    """
+    folder = Path(folder).resolve()
+    before, start = read_seconds(folder), time.monotonic()
+
+    def seconds() -> float:
+        return before + time.monotonic() - start
+
+    if os.environ.get(CLOCKED) == str(folder):
+        yield seconds
+        return
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(every):
+            write_json(folder / "seconds.json", {"seconds": round(seconds(), 1)})
+
+    thread = threading.Thread(target=tick, name="stage-clock", daemon=True)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        stop.set()
+        thread.join()
+        write_json(folder / "seconds.json", {"seconds": round(seconds(), 1)})

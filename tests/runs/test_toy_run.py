@@ -1,0 +1,98 @@
+"""The whole pipeline on a handful of packaged pictures: the real launcher, two ranks, ZeRO-2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+TOY = ROOT / "configs" / "lavit" / "toy.yaml"
+WEIGHTS = ("tokenizer/tokenizer.safetensors", "pretrain/model.safetensors", "decoder/renderer.safetensors")
+
+
+def demo(run: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "eval.demo", str(TOY), f"run={run}", *overrides]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("toy") / "run"
+    done = subprocess.run(demo(run), cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return run
+
+
+@pytest.mark.timeout(1000)
+def test_run_ends_with_report_and_metrics(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["tokenizer"]["patches"] == 16
+    assert 1 <= metrics["tokenizer"]["tokens_mean"] <= 16
+    assert metrics["caption"]["n"] > 0 and metrics["vqa"]["n"] == 24
+    assert metrics["text_to_image"]["n"] == 8 and metrics["text_to_image"]["chance_r10"] == 1.0
+    for group in ("assets", "data", "tokenizer", "extract", "pretrain", "decoder", "eval", "total"):
+        assert metrics["seconds"][group] >= 0
+    report = (finished / "report.html").read_text()
+    assert "data:image/" in report and "http://" not in report.replace("http://www.w3.org", "")
+
+
+def test_two_ranks_took_every_step(finished: Path) -> None:
+    for stage in ("tokenizer", "pretrain", "decoder"):
+        steps = [json.loads(line)["step"] for line in (finished / stage / "log.jsonl").read_text().splitlines()]
+        assert sorted(set(steps)) == list(range(6)), stage
+
+
+@pytest.mark.timeout(120)
+def test_second_call_takes_seconds_and_changes_nothing(finished: Path) -> None:
+    before = {name: (finished / name).stat().st_mtime_ns for name in (*WEIGHTS, "report.html")}
+    start = time.monotonic()
+    subprocess.run(demo(finished), cwd=ROOT, check=True, capture_output=True, timeout=60)
+    assert time.monotonic() - start < 20
+    assert before == {name: (finished / name).stat().st_mtime_ns for name in before}
+
+
+@pytest.mark.timeout(120)
+def test_changed_config_is_refused(finished: Path) -> None:
+    done = subprocess.run(
+        demo(finished, "pretrain.train.steps=7"), cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2
+    assert "pretrain.train.steps" in done.stdout + done.stderr
+
+
+@pytest.mark.timeout(1000)
+def test_killed_run_ends_equal(finished: Path, tmp_path: Path) -> None:
+    """kill -9 to the whole tree in the tokenizer, then in pretraining; the same weights and figures come out."""
+    run = tmp_path / "run"
+    for stage in ("tokenizer", "pretrain"):
+        process = subprocess.Popen(demo(run), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(run / stage / "checkpoints", process)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(3)
+    subprocess.run(demo(run), cwd=ROOT, check=True, capture_output=True, timeout=900)
+    for name in WEIGHTS:
+        one, two = load_file(finished / name), load_file(run / name)
+        assert one.keys() == two.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key], err_msg=f"{name} {key}")
+    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (finished, run))
+    first.pop("seconds"), second.pop("seconds")
+    assert first == second
+
+
+def wait_for(folder: Path, process: subprocess.Popen, limit: float = 400) -> None:
+    """Until a first complete checkpoint is there."""
+    end = time.monotonic() + limit
+    while not list(folder.glob("step*/complete")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < end, f"no checkpoint in {folder}"
+        time.sleep(0.05)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lavit.vocabulary import Vocabulary
+
+LLAMA = Vocabulary(32000, 16384)
+
+
+def test_sizes_are_those_of_the_paper():
+    assert (LLAMA.image_begin, LLAMA.image_end, LLAMA.first_code) == (32000, 32001, 32002)
+    assert LLAMA.new_rows == 16386 and LLAMA.size == 48386
+
+
+def test_round_trip():
+    codes = torch.tensor([[0, 16383], [7, 7]])
+    ids = LLAMA.to_ids(codes)
+    assert ids.dtype == torch.int64 and ids.tolist() == [[32002, 48385], [32009, 32009]]
+    assert torch.equal(LLAMA.to_codes(ids), codes)
+    empty = torch.tensor([], dtype=torch.int64)
+    assert LLAMA.to_codes(LLAMA.to_ids(empty)).shape == (0,)
+
+
+@pytest.mark.parametrize("code", [-1, 16384])
+def test_codes_out_of_range(code):
+    with pytest.raises(ValueError, match=r"codes must lie in \[0, 16384\)"):
+        LLAMA.to_ids(torch.tensor([3, code]))
+
+
+@pytest.mark.parametrize("number", [0, 32000, 32001, 48386])
+def test_ids_that_are_no_visual_words(number):
+    with pytest.raises(ValueError, match=r"visual words in \[32002, 48386\)"):
+        LLAMA.to_codes(torch.tensor([32002, number]))
+
+
+def test_masks_say_what_may_be_written():
+    v = Vocabulary(3, 2)
+    assert v.text_mask().tolist() == [True] * 3 + [False] * 4
+    assert v.image_mask(may_end=False).tolist() == [False] * 5 + [True] * 2
+    assert v.image_mask(may_end=True).tolist() == [False] * 4 + [True] * 3
