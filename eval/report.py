@@ -62,6 +62,7 @@ def build_page(work: Workspace, figures: Metrics, metrics: Metrics) -> dict[str,
         "tokens": token_plots(work, tokenizer, figures["tokenizer"]),
         "seconds": metrics["seconds"],
         "stages": list(CLOCKS),
+        "longest": max([1.0, *(metrics["seconds"][stage] or 0 for stage in CLOCKS)]),
         **provenance(work),
     }
 

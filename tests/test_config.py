@@ -202,7 +202,7 @@ def test_the_same_choice_keeps_what_lies_below(write):
 @pytest.mark.parametrize(
     ("text", "overrides", "sets"),
     [
-        ("tool: {ink: {}, chalk: white}", [], "'tool': Tool must set exactly one of ink, pencil, chalk; it sets ink, chalk"),
+        ("tool: {ink: {}, chalk: white}", [], "'tool': Tool must set exactly one of .*; it sets ink, chalk"),
         ("tool: {ink: null}", [], "'tool': Tool must set exactly one of ink, pencil, chalk; it sets none"),
         ("", ["tool.ink=null"], "'tool': .* it sets none"),
         ("tools: [{chalk: red}, {}]", [], "'tools.1': .* it sets none"),

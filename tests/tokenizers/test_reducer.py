@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lavit.tokenizers.reducer import (
+    Merger,
+    MergerConfig,
+    Selection,
+    Selector,
+    even_positions,
+    gumbel_noise,
+    noise_scale,
+)
+
+WIDTH, PATCHES = 12, 9
+
+
+def images(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, PATCHES, WIDTH, generator=torch.Generator().manual_seed(seed))
+
+
+def keeping(*rows: list[int]) -> Selection:
+    keep = torch.zeros(len(rows), PATCHES, dtype=torch.bool)
+    for row, places in zip(keep, rows, strict=True):
+        row[places] = True
+    return Selection(keep, keep.float(), keep.float())
+
+
+@pytest.fixture
+def selector():
+    torch.manual_seed(1)
+    return Selector(WIDTH)
+
+
+@pytest.fixture(params=[False, True], ids=["no places", "places"])
+def merger(request):
+    torch.manual_seed(2)
+    config = MergerConfig(width=8, blocks=2, heads=2, mlp=16, position=request.param)
+    return Merger(WIDTH, PATCHES, config).eval()
+
+
+# ------------------------------------------------------------------------------------------------------- selector
+
+
+def test_selector_gives_log_probabilities(selector):
+    log_p = selector(images(2))
+    assert log_p.shape == (2, PATCHES, 2) and log_p.dtype == torch.float32
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(2, PATCHES))
+
+
+def test_selector_decides_in_float32_under_autocast(selector):
+    with torch.autocast("cpu", torch.bfloat16):
+        half = selector(images(2))
+    torch.testing.assert_close(half, selector(images(2)), atol=0, rtol=0)
+
+
+def test_selection_without_noise_is_deterministic_and_follows_the_probability(selector):
+    first, second = selector.select(images(4)), selector.select(images(4))
+    assert torch.equal(first.keep, second.keep)
+    torch.testing.assert_close(first.probability, selector(images(4))[..., 0].exp())
+    likeliest = first.probability == first.probability.amax(1, keepdim=True)
+    assert torch.equal(first.keep, (first.probability > 0.5) | likeliest)
+    assert 0 < first.keep.float().mean() < 1, "a selector that keeps all or nothing shows nothing here"
+
+
+def test_selection_of_an_image_is_independent_of_its_neighbours(selector):
+    together = selector.select(images(4))
+    for i in range(4):
+        alone = selector.select(images(4)[i : i + 1])
+        assert torch.equal(alone.keep[0], together.keep[i])
+        torch.testing.assert_close(alone.probability[0], together.probability[i], atol=1e-6, rtol=0)
+
+
+def test_at_least_the_likeliest_patch_is_kept(selector):
+    selector.out[-1].bias.data = torch.tensor([-50.0, 50.0])
+    chosen = selector.select(images(3))
+    assert chosen.keep.sum(1).tolist() == [1, 1, 1]
+    assert torch.equal(chosen.keep.long().argmax(1), chosen.probability.argmax(1))
+
+
+def test_every_patch_may_be_kept(selector):
+    selector.out[-1].bias.data = torch.tensor([50.0, -50.0])
+    assert selector.select(images(2)).keep.all()
+
+
+def test_noise_decides_by_the_noisy_scores(selector):
+    noise = gumbel_noise((3, PATCHES, 2), torch.Generator().manual_seed(3))
+    noisy = selector(images(3)) + noise
+    expected = noisy[..., 0] > noisy[..., 1]
+    kept = selector.select(images(3), noise).keep
+    assert torch.equal(kept, expected)
+    assert not torch.equal(kept, selector.select(images(3)).keep)
+
+
+def test_gate_equals_keep_and_its_gradient_reaches_the_selector(selector):
+    chosen = selector.select(images(2))
+    torch.testing.assert_close(chosen.gate, chosen.keep.float(), atol=1e-6, rtol=0)
+    chosen.gate.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in selector.parameters())
+    # d gate / d logit of "keep" is p (1 - p): temperature 1, straight through.
+    expected = (chosen.probability * (1 - chosen.probability)).sum().detach()
+    torch.testing.assert_close(selector.out[-1].bias.grad, torch.stack([expected, -expected]))
+
+
+def test_gumbel_noise_is_seeded_and_has_gumbel_moments():
+    make = lambda seed: gumbel_noise((20000,), torch.Generator().manual_seed(seed))  # noqa: E731
+    assert torch.equal(make(0), make(0)) and not torch.equal(make(0), make(1))
+    assert make(0).mean().item() == pytest.approx(0.5772, abs=0.03)
+    assert make(0).var().item() == pytest.approx(1.6449, rel=0.05)
+
+
+def test_noise_scale_ends():
+    assert noise_scale(0, 100) == 1.0
+    assert noise_scale(50, 100) == pytest.approx(0.5)
+    assert noise_scale(100, 100) == noise_scale(1000, 100) == 0.0
+    assert noise_scale(0, 0) == noise_scale(5, 0) == 0.0
+    falling = [noise_scale(step, 100) for step in range(101)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, PATCHES])
+def test_even_positions(tokens):
+    places = even_positions(PATCHES, tokens).nonzero().flatten()
+    assert len(places) == tokens
+    gaps = places.diff().tolist()
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("tokens", [0, PATCHES + 1])
+def test_even_positions_out_of_range(tokens):
+    with pytest.raises(ValueError, match=f"even.tokens is {tokens}, but an image has {PATCHES} patches"):
+        even_positions(PATCHES, tokens)
+
+
+# --------------------------------------------------------------------------------------------------------- merger
+
+
+def test_merged_tokens_are_the_kept_patches_in_raster_order(merger):
+    merged, keep, position = merger(images(2), keeping([7, 0, 3], [5]))
+    assert merged.shape == (2, 3, 8) and keep.tolist() == [[True] * 3, [True, False, False]]
+    assert position.dtype == torch.int64 and position[keep].tolist() == [0, 3, 7, 5]
+    assert torch.equal(merged[1, 1:], torch.zeros(2, 8))
+
+
+def test_merged_image_is_independent_of_its_neighbours(merger):
+    rows = [[0, 3, 7], [5], list(range(PATCHES)), [1, 2]]
+    together, keep, _ = merger(images(4), keeping(*rows))
+    for i, row in enumerate(rows):
+        alone = merger(images(4)[i : i + 1], keeping(row))[0]
+        assert alone.shape[1] == len(row)
+        torch.testing.assert_close(together[i][keep[i]], alone[0], atol=1e-5, rtol=0)
+
+
+def test_merging_is_causal_over_kept_patches(merger):
+    selection = keeping([1, 4, 6])
+    changed = images(1)
+    changed[0, 6] += 1
+    before, after = merger(images(1), selection)[0], merger(changed, selection)[0]
+    torch.testing.assert_close(after[:, :2], before[:, :2], atol=0, rtol=0)
+    assert (after[:, 2] - before[:, 2]).abs().max() > 1e-3
+    changed = images(1)
+    changed[0, 1] += 1
+    after = merger(changed, selection)[0]
+    assert ((after - before).abs().amax(-1) > 1e-4).all(), "an earlier kept patch reaches all later tokens"
+
+
+@pytest.mark.parametrize("place", [0, 5, 8])
+def test_a_dropped_patch_reaches_every_token(merger, place):
+    selection = keeping([1, 4, 6])
+    changed = images(1)
+    changed[0, place] = -changed[0, place]
+    difference = (merger(changed, selection)[0] - merger(images(1), selection)[0]).abs().amax(-1)
+    assert (difference > 1e-4).all()
+
+
+def test_keeping_everything_leaves_no_context_and_stays_finite(merger):
+    features = images(2).requires_grad_()
+    merged, keep, _ = merger(features, keeping(list(range(PATCHES)), [2]))
+    assert keep[0].all() and merged.isfinite().all()
+    merged = merger(features, keeping(list(range(PATCHES)), list(range(PATCHES))))[0]
+    merged.square().sum().backward()
+    assert merged.shape == (2, PATCHES, 8) and merged.isfinite().all() and features.grad.isfinite().all()
+
+
+def test_gates_carry_the_gradient_of_kept_and_of_dropped_patches(merger):
+    keep = keeping([1, 4, 6]).keep
+    gate = keep.float().requires_grad_()
+    weight = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(5))
+    (merger(images(1), Selection(keep, gate, gate))[0] * weight).sum().backward()
+    assert gate.grad.isfinite().all() and (gate.grad[0] != 0).all()
+
+
+def test_places_are_used_where_the_config_asks(merger):
+    swapped = images(1)
+    swapped[0, [1, 4]] = swapped[0, [4, 1]]
+    before = merger(images(1), keeping([1]))[0]
+    after = merger(swapped, keeping([4]))[0]
+    # The same patches, two of them at swapped places: only learned places can tell them apart.
+    same = torch.allclose(before, after, atol=1e-5)
+    assert same == (merger.position is None)
