@@ -25,13 +25,16 @@ CLOCKS["eval"] = EVALUATIONS
 def read_figures(run: Path, vqa: bool) -> Metrics:
     """Everything the evaluations wrote, by group; without ``vqa`` where the experiment asks no questions.
 
+    A figure may be null where the evaluation says why, in ``reasons: {figure: words}``.
+
     Raises:
         ValueError: an evaluation has not run, or lacks a figure that metrics.json promises.
     """
     groups = {name: names for name, names in REQUIRED.items() if vqa or name != "vqa"}
     figures = {name: read_json(run / "eval" / name / "figures.json") for name in groups}
     for group, names in groups.items():
-        missing = [name for name in names.split() if figures[group].get(name) is None]
+        known = {name for name, value in figures[group].items() if value is not None}
+        missing = [name for name in names.split() if name not in known | figures[group].get("reasons", {}).keys()]
         if missing:
             place = run / "eval" / group
             raise ValueError(f"{place}/figures.json has no {', '.join(missing)}; remove {place} and run it again")
@@ -39,13 +42,16 @@ def read_figures(run: Path, vqa: bool) -> Metrics:
 
 
 def metrics_of(figures: Metrics, seconds: dict[str, float | None]) -> Metrics:
-    """What metrics.json holds: the single numbers and words of every group (rates are fractions), and the seconds."""
-    single = (int, float, str)
-    scalars = {
-        group: {name: value for name, value in values.items() if isinstance(value, single)}
-        for group, values in figures.items()
-    }
-    return {**scalars, "seconds": seconds}
+    """What metrics.json holds: the single numbers and words of every group (rates are fractions), and the seconds.
+
+    A figure that could not be measured is null, and ``reasons`` of its group says why.
+    """
+    kept: Metrics = {}
+    for group, values in figures.items():
+        reasons = values.get("reasons", {})
+        kept[group] = dict.fromkeys(reasons) | {k: v for k, v in values.items() if isinstance(v, int | float | str)}
+        kept[group] |= {"reasons": reasons} if reasons else {}
+    return {**kept, "seconds": seconds}
 
 
 def stage_seconds(run: Path) -> dict[str, float | None]:
@@ -100,9 +106,11 @@ TABLE = (
     Figure("tokenizer", "tokens_mean", "Tokens an image", top=None, note="± {tokens_std:.1f}, of {patches} patches"),
     Figure("caption", "category_accuracy", "Category of the caption is right",
            {"shuffled": "category_shuffled", "majority": "category_majority", "nearest neighbour": "category_nearest"}),
-    Figure("caption", "cider", "CIDEr of the label", {
-        "shuffled": "cider_shuffled", "best constant": "cider_constant", "nearest neighbour": "cider_nearest"}, top=None),
-    Figure("caption", "retrieval_r1", "Its caption found first", note="among {retrieval_n} captions, R@1"),
+    Figure("caption", "cider", "CIDEr of the label",
+           {"shuffled": "cider_shuffled", "best constant": "cider_constant", "nearest neighbour": "cider_nearest"},
+           top=None),
+    Figure("caption", "retrieval_r1", "Its caption found first", {"chance": "retrieval_chance_r1"},
+           note="among {retrieval_n} captions, R@1"),
     Figure("caption", "retrieval_r10", "Its caption in the first ten", {"chance": "retrieval_chance_r10"},
            note="among {retrieval_n} captions, R@10"),
     Figure("vqa", "accuracy", "Answers right", {
@@ -153,8 +161,9 @@ def table(metrics: Metrics) -> dict[str, list[Row]]:
 
 def _row(figure: Figure, values: dict[str, Any]) -> Row:
     ours = values[figure.name]
-    beside = [(words, values[name], "baseline") for words, name in figure.baselines.items() if name in values]
-    beside += [(words, values[name], "ceiling") for words, name in figure.ceiling.items() if name in values]
+    named = [(words, values.get(name), "baseline") for words, name in figure.baselines.items()]
+    named += [(words, values.get(name), "ceiling") for words, name in figure.ceiling.items()]
+    beside = [(words, value, kind) for words, value, kind in named if value is not None]
     top = figure.top or 1.1 * max(ours, *(value for _, value, _ in beside), 1e-9)
     marks = []
     for words, value, kind in beside:
@@ -165,7 +174,7 @@ def _row(figure: Figure, values: dict[str, Any]) -> Row:
 
 
 def number(value: float) -> str:
-    """Three decimals below 10, one below 1000, and whole numbers as they are."""
+    """Three decimals below 10, one above, and whole numbers as they are."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"

@@ -15,7 +15,7 @@ INK = "#7a8296"  # in between, since the ground may be white or nearly black
 COLOURS = ("#2f7de1", "#f07818", "#2ca58d", "#b05bd6")
 STYLE = {
     "svg.hashsalt": "lavit",  # the same figures give the same bytes
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -93,7 +93,7 @@ def place_map(rates: np.ndarray) -> str:
         axes.spines[:].set_visible(False)
         bar = axes.figure.colorbar(image, ax=axes, shrink=0.85)
         bar.outline.set_visible(False)
-        bar.set_label("share of pictures in which it is kept")
+        bar.set_label("kept in this share")
 
     return _svg(draw)
 
@@ -110,7 +110,7 @@ def running_mean(values: Sequence[float], share: float = 0.06) -> np.ndarray:
 def _svg(draw) -> str:
     """One plot as a data URI; its texts are paths, so that it looks the same everywhere."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        figure = Figure(figsize=(4.2, 2.8), layout="constrained")
         draw(figure.add_subplot())
         stream = io.BytesIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})

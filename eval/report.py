@@ -100,17 +100,22 @@ def reconstructions(work: Workspace, tokenizer: Tokenizer, figures: dict[str, An
 
 
 def captions(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """Captions beside the truth and the nearest training picture's; ``right`` compares the class words."""
+    """Captions beside the truth and the nearest training picture's, and whether they are of its category."""
     samples = evenly(figures["samples"], SHOWN["caption"])
     return [
         {
             **sample,
             "picture": picture,
-            "written_right": category_of(sample["written"]) == category_of(sample["truth"]),
-            "nearest_right": category_of(sample["nearest"]) == category_of(sample["truth"]),
+            "written_right": same_category(sample["written"], sample["truth"]),
+            "nearest_right": same_category(sample["nearest"], sample["truth"]),
         }
         for sample, picture in zip(samples, thumbnails(work, "captions", samples), strict=True)
     ]
+
+
+def same_category(caption: str, truth: str) -> bool | None:
+    """Whether the class words before the colon agree; None where the truth has none."""
+    return category_of(caption) == category_of(truth) if category_of(truth) else None
 
 
 def questions(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
@@ -169,7 +174,7 @@ def training_curves(work: Workspace) -> list[dict[str, str]]:
     stage = work.experiment.tokenizer
     codebook = {"codebook on": stage.plain_steps} if 0 < stage.plain_steps < stage.train.steps else {}
     plots = (
-        ("tokenizer", "Tokenizer", "cosine of reconstructed features", {"cosine": "cosine"}, codebook),
+        ("tokenizer", "Tokenizer", "cosine, reconstructed", {"cosine": "cosine"}, codebook),
         ("pretrain", "Language model", "nats a token", {"text": "text", "image": "visual words"}, {}),
         ("decoder", "Pixel decoder", "mean squared error", {"loss": "U-Net", "draft": "linear draft"}, {}),
     )

@@ -102,13 +102,13 @@ def run_stage(
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
         raise SystemExit(f"usage: python -m {main.__module__} CONFIG [key=value ...]")
+    end_with_parent()
     try:
         experiment = load_experiment(argv[0], argv[1:])
         run = open_run(Path(experiment.run), experiment)
         if stage is None:
             main(experiment, run)
         elif not is_done(folder := stage_folder(run, stage)):
-            end_with_parent()
             with FolderLock(folder), stage_clock(folder):
                 main(experiment, run)
                 mark_done(folder)

@@ -5,49 +5,68 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.codes import code_usage
 from lavit.runs import write_json
 from lavit.tokenizers.decoder import cosine
+from lavit.tokenizers.features import BATCH, PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.workspace import Workspace
+from lavit.workspace import CodeSet, Workspace
 
 
 @torch.no_grad()
 def main(experiment: Experiment, run: Path) -> None:
     work, split = Workspace(experiment, run), experiment.evaluation.split
     tokenizer, pictures, codes = work.tokenizer(), work.pictures("captions", split), work.codes("captions", split)
-    size = tokenizer.config.encoder.image_size
     constant = mean_direction(work, tokenizer)
-    totals = {"cosine": 0.0, "cosine_constant": 0.0}
-    for start in range(0, len(pictures), 64):
-        numbers = list(range(start, min(start + 64, len(pictures))))
-        features = tokenizer.patch_features(pictures.inputs(numbers, size))
-        rebuilt = tokenizer.decode(tokenizer.lookup(*codes.padded(numbers)))
-        totals["cosine"] += float(cosine(features, rebuilt).mean(1).sum())
-        totals["cosine_constant"] += float(cosine(features, constant).mean(1).sum())
-    counts = codes.counts().float()
-    usage = code_usage(codes.all_codes(), tokenizer.config.quantizer.codes)
-    figures = {name: value / len(pictures) for name, value in totals.items()}
-    figures |= {
+    ours, fixed = similarities(tokenizer, pictures, codes, constant)
+    # One picture of every caption, as in the other evaluations; the figures by source are over all pictures.
+    chosen = pictures.distinct()
+    counts = codes.counts()[chosen]
+    used = torch.cat([codes.codes(n) for n in chosen])
+    usage = code_usage(used, tokenizer.config.quantizer.codes)
+    figures = {
+        "cosine": float(ours[chosen].mean()),
+        "cosine_constant": float(fixed[chosen].mean()),
+        "cosine_by_source": by_source(pictures, ours),
         "codes_used": usage["used"],
         "utilization": usage["utilization"],
         "perplexity": usage["perplexity"],
-        "codes_total": int(counts.sum()),
+        "codes_total": len(used),
         "patches": tokenizer.config.encoder.patches,
-        "tokens_mean": float(counts.mean()),
-        "tokens_std": float(counts.std()),
+        "tokens_mean": float(counts.float().mean()),
+        "tokens_std": float(counts.float().std()),
         "tokens_min": int(counts.min()),
         "tokens_max": int(counts.max()),
-        "histogram": torch.bincount(codes.counts()).tolist(),
-        "n": len(pictures),
+        "histogram": torch.bincount(counts).tolist(),
+        "n": len(chosen),
         "split": split,
     }
     write_json(work.folder("eval/tokenizer") / "figures.json", figures)
 
 
-def mean_direction(work: Workspace, tokenizer: Tokenizer) -> torch.Tensor:
+def similarities(tokenizer: Tokenizer, pictures: PictureSet, codes: CodeSet, constant: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) mean cosine over each picture's patches, of the reconstruction from codes and of a constant (D,)."""
+    ours, fixed = [], []
+    for start in range(0, len(pictures), BATCH):
+        numbers = list(range(start, min(start + BATCH, len(pictures))))
+        features = tokenizer.patch_features(pictures.inputs(numbers, tokenizer.config.encoder.image_size))
+        rebuilt = tokenizer.decode(tokenizer.lookup(*codes.padded(numbers)))
+        ours.append(cosine(features, rebuilt).mean(1))
+        fixed.append(cosine(features, constant).mean(1))
+    return torch.cat(ours), torch.cat(fixed)
+
+
+def by_source(pictures: PictureSet, values: Tensor) -> dict[str, float]:
+    """The mean of a figure over the pictures of each source."""
+    sources = [meta.get("source", "unknown") for meta in pictures.meta]
+    names = sorted(set(sources))
+    return {name: float(values[[i for i, s in enumerate(sources) if s == name]].mean()) for name in names}
+
+
+def mean_direction(work: Workspace, tokenizer: Tokenizer) -> Tensor:
     """(D,) the constant prediction with the best mean cosine over training patches: the mean of unit features."""
     pictures = work.pictures("captions", "train")
     numbers = list(range(0, len(pictures), max(1, len(pictures) // 512)))

@@ -82,10 +82,18 @@ def next_ids(document: Document) -> Tensor:
 
 
 def fed_places(document: Document) -> list[tuple[Tensor, Tensor]]:
-    """The places in a document where vectors enter, with the vectors: all ids of a fed image but its begin and end."""
+    """The places in a document where vectors enter, with the vectors: all ids of a fed image but its begin and end.
+
+    Raises:
+        ValueError: a span with more or fewer vectors than places.
+    """
     out, start = [], 0
     for span in document:
         if span.feed == Feed.FEATURES:
-            out.append((torch.arange(1, len(span.ids) - 1) + start, span.features))
+            places = torch.arange(1, len(span.ids) - 1) + start
+            count = "no" if span.features is None else len(span.features)
+            if count != len(places):
+                raise ValueError(f"an {span.modality} has {len(places)} places but {count} feature vectors")
+            out.append((places, span.features))
         start += len(span.ids)
     return out

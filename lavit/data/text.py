@@ -28,14 +28,22 @@ class TextTokenizerConfig(OneOf):
 
 
 def train_text_tokenizer(texts: Iterable[str], config: TrainedTextConfig) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: every string can be written, so a caption is never 'unknown'."""
+    """Byte-level BPE: every string can be written, so a caption is never 'unknown'.
+
+    Raises:
+        ValueError: a vocabulary that does not even hold the bytes.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    least = len(alphabet) + 2
+    if config.vocabulary < least:
+        raise ValueError(f"text.trained.vocabulary {config.vocabulary} is too small: the bytes alone take {least}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary,
         special_tokens=[BEGIN, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=alphabet,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -50,7 +58,11 @@ def open_text_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """
     if not Path(folder).is_dir():
         raise ValueError(f"no text tokenizer folder {folder}; give a folder that holds tokenizer.json")
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder} holds no text tokenizer that can be read ({reason})") from None
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
         raise ValueError(f"the text tokenizer in {folder} has no begin or no end token")
     return tokenizer

@@ -77,7 +77,8 @@ class Encoder(nn.Module):
                 "tokenizer.encoder.layers is empty; name at least one, e.g. {name: blocks.4, width: 112}"
             )
         self.config = config
-        self.backbone = timm.create_model(config.model, **_timm_options(config))
+        with torch.random.fork_rng(devices=[]):  # timm draws weights, all of which are replaced
+            self.backbone = timm.create_model(config.model, **_timm_options(config))
         load_weights(self.backbone, config.weights)
         self.backbone.eval().requires_grad_(False)
         weights = torch.cat([torch.full((layer.width,), layer.weight) for layer in config.layers])

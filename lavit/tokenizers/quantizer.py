@@ -93,6 +93,8 @@ class Quantizer(nn.Module):
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(count)
             dist.all_reduce(total)
+        if not total.isfinite().all():
+            return  # the training loop drops such a step; averages would remember it for good
         # Shares instead of counts, so that neither the batch size nor the token counts change their scale.
         self.count.mul_(decay).add_(count / len(pool), alpha=1 - decay)
         self.total.mul_(decay).add_(total / len(pool), alpha=1 - decay)

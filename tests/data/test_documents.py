@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lavit.data.documents import DocumentMaker, question_text
+from lavit.data.packing import fed_places, next_ids
+from lavit.tokens import Feed, Learn
+from lavit.vocabulary import Vocabulary
+
+# Ten text ids, then [IMG] = 10, [/IMG] = 11 and four visual words 12 to 15.
+WORDS = {"<s>": 0, "</s>": 1, "a": 2, "cat": 3, "Question:": 4, "what": 5, "Answer:": 6, "sits": 7}
+VOCABULARY = Vocabulary(10, 4)
+CODES, FEATURES = torch.tensor([3, 0]), torch.arange(6.0).view(2, 3)
+
+
+class Words:
+    """A text tokenizer of whole words."""
+
+    bos_token_id, eos_token_id = 0, 1
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict:
+        assert not add_special_tokens
+        return {"input_ids": [WORDS[word] for word in text.split()]}
+
+
+@pytest.fixture
+def maker():
+    return DocumentMaker(VOCABULARY, Words())
+
+
+def flat(document) -> list[int]:
+    return torch.cat([span.ids for span in document]).tolist()
+
+
+def labels(document) -> list[int]:
+    return next_ids(document).tolist()
+
+
+def places(document) -> list[int]:
+    return [place for where, _ in fed_places(document) for place in where.tolist()]
+
+
+def test_image_text_feeds_features_and_learns_the_caption(maker):
+    document = maker.image_text(CODES, FEATURES, "a cat")
+    assert flat(document) == [10, 15, 12, 11, 2, 3, 1]
+    assert labels(document) == [-100, -100, -100, 2, 3, 1, -100]
+    assert places(document) == [1, 2]
+    assert document[0].feed == Feed.FEATURES and document[0].learn == Learn.NONE
+    assert torch.equal(document[0].features, FEATURES) and document[0].ids.dtype == torch.int64
+
+
+def test_text_image_is_ids_and_learns_both(maker):
+    document = maker.text_image("a cat", CODES)
+    assert flat(document) == [0, 2, 3, 10, 15, 12, 11]
+    assert labels(document) == [2, 3, 10, 15, 12, 11, -100]
+    assert places(document) == [] and all(span.feed == Feed.IDS for span in document)
+
+
+def test_image_only_is_the_unconditional_case(maker):
+    document = maker.image_only(CODES)
+    assert flat(document) == [10, 15, 12, 11]
+    assert labels(document) == [15, 12, 11, -100]
+
+
+def test_text_only(maker):
+    document = maker.text_only("a cat sits")
+    assert flat(document) == [0, 2, 3, 7, 1]
+    assert labels(document) == [2, 3, 7, 1, -100]
+
+
+def test_question_answer_learns_the_answer_alone(maker):
+    document = maker.question_answer(CODES, FEATURES, "what sits", "a cat")
+    assert flat(document) == [10, 15, 12, 11, 4, 5, 7, 6, 2, 3, 1]
+    assert labels(document) == [-100] * 7 + [2, 3, 1, -100]
+    assert places(document) == [1, 2]
+
+
+def test_prompts_are_documents_that_end_where_the_model_goes_on(maker):
+    assert flat(maker.caption_prompt(CODES, FEATURES)) == [10, 15, 12, 11]
+    assert places(maker.caption_prompt(CODES, FEATURES)) == [1, 2]
+    assert flat(maker.question_prompt(CODES, FEATURES, "what sits")) == [10, 15, 12, 11, 4, 5, 7, 6]
+    assert flat(maker.draw_prompt("a cat")) == [0, 2, 3, 10]
+    assert flat(maker.draw_prompt(None)) == [10]
+
+
+@pytest.mark.parametrize("kind", ["image_text", "question_answer", "text_image"])
+def test_prompts_are_how_training_documents_begin(maker, kind):
+    prompt, document = {
+        "image_text": (maker.caption_prompt(CODES, FEATURES), maker.image_text(CODES, FEATURES, "a")),
+        "question_answer": (
+            maker.question_prompt(CODES, FEATURES, "what"),
+            maker.question_answer(CODES, FEATURES, "what", "a"),
+        ),
+        "text_image": (maker.draw_prompt("a"), maker.text_image("a", CODES)),
+    }[kind]
+    assert flat(prompt) == flat(document)[: len(flat(prompt))]
+    assert places(prompt) == places(document)
+
+
+def test_codes_and_features_must_agree(maker):
+    with pytest.raises(ValueError, match="an image has 2 codes but 1 feature vectors"):
+        maker.image_text(CODES, FEATURES[:1], "a")
+    with pytest.raises(ValueError, match=r"codes must lie in \[0, 4\)"):
+        maker.text_image("a", torch.tensor([4]))
+
+
+def test_question_text():
+    assert question_text("Is it red?") == "Question: Is it red? Answer:"

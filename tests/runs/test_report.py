@@ -1,0 +1,310 @@
+"""The report of a small run: real data, tokenizer, codes and renderer with random weights; figures as if measured."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from eval import report
+from eval.figures import REQUIRED, number, read_figures, stage_seconds, table
+from eval.pictures import blank_patches, evenly, kept_patches, lit
+from eval.plots import running_mean
+from lavit.experiment import load_experiment, run_stage
+from lavit.runs import write_json
+from lavit.tokenizers.features import write_array
+from lavit.training.weights import save_weights
+from lavit.workspace import Workspace
+from tokenizer import extract, prepare
+
+CONFIG = """
+run: {run}
+data:
+  sources: [{{folder: {{path: {pictures}, captions: {pictures}/captions.csv, name: squares, licence: CC0-1.0}}}}]
+  vqa: {{vqav2: {{train: {asked}, test: {asked}}}}}
+  image_size: 32
+  split: {{validation: 0.2, test: 0.4}}
+tokenizer:
+  plain_steps: 2
+  model:
+    encoder: {{model: tf_efficientnet_lite0, weights: {{random: 0}}, image_size: 32, grid: 4,
+               layers: [{{name: blocks.2, width: 40}}]}}
+    merger: {{width: 16, blocks: 1, heads: 2, mlp: 16}}
+    quantizer: {{codes: 32, width: 8}}
+    decoder: {{width: 16, blocks: 1, heads: 2, mlp: 16}}
+  train: {{steps: 4}}
+decoder:
+  model: {{image_size: 16, patch: 4, unet: {{channels: [16, 16], context: 8, head_width: 8, groups: 4}}}}
+"""
+NASTY = "<script>alert(1)</script> & co"
+
+
+class Made:
+    """A finished run and what its evaluations are made to say."""
+
+    def __init__(self, folder: Path):
+        torch.manual_seed(0)
+        self.run, self.config = folder / "run", folder / "tiny.yaml"
+        asked = make_pictures(folder / "pictures")
+        text = CONFIG.format(run=self.run, pictures=folder / "pictures", asked=json.dumps(asked))
+        self.config.write_text(text)
+        self.work = Workspace(load_experiment(self.config), self.run)
+        self.stage(prepare.main)
+        save_weights(self.work.new_tokenizer(), self.run / "tokenizer" / "tokenizer.safetensors")
+        self.stage(extract.main, "extract")
+        save_weights(self.work.new_renderer(), self.run / "decoder" / "renderer.safetensors")
+        write_logs(self.run)
+        write_evaluations(self.work)
+
+    def stage(self, main, name: str | None = None) -> None:
+        run_stage(main, name, [str(self.config)])
+
+    def report(self) -> tuple[dict, str]:
+        (self.run / "report" / "done.json").unlink(missing_ok=True)
+        self.stage(report.main, "report")
+        return json.loads((self.run / "metrics.json").read_text()), (self.run / "report.html").read_text()
+
+
+def make_pictures(folder: Path) -> dict[str, str]:
+    """Forty squares with captions, and one question about each; the VQA files of one split."""
+    folder.mkdir()
+    dice = random.Random(0)
+    rows = ["file,caption"]
+    for i in range(40):
+        image = Image.new("RGB", (32, 32), "white")
+        image.paste(tuple(dice.randrange(256) for _ in range(3)), (8, 8, 24, 8 + dice.randrange(4, 20)))
+        image.save(folder / f"square_{i}.png")
+        rows.append(f'square_{i}.png,"things: square {i} {NASTY if i % 2 else ""}"')
+    (folder / "captions.csv").write_text("\n".join(rows))
+    asked = [{"question_id": i, "image_id": i, "question": f"Is it {i}?"} for i in range(40)]
+    answers = [{"question_id": i, "answers": [{"answer": "yes"}] * 10} for i in range(40)]
+    (folder / "questions.json").write_text(json.dumps({"questions": asked}))
+    (folder / "answers.json").write_text(json.dumps({"annotations": answers}))
+    return {
+        "images": str(folder), "questions": str(folder / "questions.json"), "annotations": str(folder / "answers.json")
+    }  # fmt: skip
+
+
+def write_logs(run: Path) -> None:
+    names = {"tokenizer": ("cosine",), "pretrain": ("text", "image"), "decoder": ("loss", "draft")}
+    for stage, parts in names.items():
+        (run / stage).mkdir(exist_ok=True)
+        lines = [json.dumps({"step": i, **{part: 1 / (i + 1) for part in parts}}) for i in range(4)]
+        (run / stage / "log.jsonl").write_text("\n".join([*lines, '{"step": 3, "cos']))
+
+
+def write_evaluations(work: Workspace) -> None:
+    """Seeded figures under the names that the evaluations use."""
+    pictures, dice = work.pictures("captions", "test"), random.Random(1)
+    numbers = pictures.distinct()
+    texts = [pictures.captions[n] for n in numbers]
+    pairs = list(zip(numbers, texts, strict=True))
+    said = [{"number": n, "truth": text, "written": NASTY, "nearest": texts[0]} for n, text in pairs]
+    given = [{"number": n, "question": f"{n}?", "answers": ["yes"], "given": "no"} for n in range(20)]
+    drawn = [{"number": n, "text": text, "tokens": 3} for n, text in pairs]
+    counts = work.codes("captions", "test").counts()
+    more = {
+        "tokenizer": {"codes_used": 9, "codes_total": int(counts.sum()), "histogram": torch.bincount(counts).tolist()},
+        "caption": {"samples": said, "retrieval_n": len(numbers), "cider_nearest": 2.0, "cider": 0.5},
+        "vqa": {"samples": given},
+        "reconstruction": {"numbers": numbers, "draft_fd_lite0": 5.0, "fd_lite0": 40.0},
+        "text_to_image": {"samples": drawn, "candidates": 2},
+    }
+    for group, names in REQUIRED.items():
+        figures = {name: round(dice.uniform(0.1, 0.9), 4) for name in names.split()}
+        write_json(work.folder(f"eval/{group}") / "figures.json", {**figures, **more[group], "n": len(numbers)})
+        write_json(work.folder(f"eval/{group}") / "seconds.json", {"seconds": 2.0})
+    for group in ("reconstruction", "text_to_image"):
+        images = np.random.default_rng(0).integers(0, 256, (len(numbers), 16, 16, 3), dtype=np.uint8)
+        write_array(work.run / "eval" / group / "images.npy", images)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Made:
+    return Made(tmp_path_factory.mktemp("report"))
+
+
+class Page(HTMLParser):
+    """Counts the tags, and keeps all addresses and what is left open."""
+
+    VOID = ("meta", "img", "br", "link")
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.images: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.open += [tag] if tag not in self.VOID else []
+        found = [value for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        (self.images if tag == "img" else self.addresses).extend(found)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_metrics_hold_the_promised_figures(made):
+    metrics, _ = made.report()
+    assert set(metrics) == {*REQUIRED, "seconds"}
+    for group, names in REQUIRED.items():
+        figures = json.loads((made.run / "eval" / group / "figures.json").read_text())
+        assert {name: metrics[group][name] for name in names.split()} == {name: figures[name] for name in names.split()}
+    assert "samples" not in metrics["caption"] and "numbers" not in metrics["reconstruction"]
+    assert set(metrics["seconds"]) == {
+        "assets", "data", "tokenizer", "extract", "pretrain", "decoder", "eval", "total"
+    }  # fmt: skip
+    assert metrics["seconds"]["pretrain"] is None, "it never ran here"
+    assert metrics["seconds"]["eval"] == 10.0
+
+
+def test_page_is_whole_and_needs_nothing_else(made):
+    _, html = made.report()
+    page = Page(html)
+    assert page.open == []
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert all(image.startswith(("data:image/webp;base64,", "data:image/svg+xml;base64,")) for image in page.images)
+    assert all(address.startswith("https://arxiv.org/") for address in page.addresses), "links may, content may not"
+    assert "@import" not in html and "url(" not in html
+    number_of = {"pair": 4 * report.SHOWN["reconstruction"], "said": report.SHOWN["caption"] + report.SHOWN["vqa"]}
+    shown = len(made.work.pictures("captions", "test").distinct())
+    assert shown > report.SHOWN["caption"]
+    drawn = 2 * min(shown, report.SHOWN["text_to_image"])
+    assert len(page.images) == sum(number_of.values()) + drawn + 6
+
+
+def test_texts_are_escaped(made):
+    _, html = made.report()
+    assert "&lt;script&gt;alert(1)" in html
+    assert "<script" not in html
+
+
+def test_report_is_the_same_each_time(made):
+    assert made.report()[1] == made.report()[1]
+
+
+def test_without_questions_there_is_no_such_group(made):
+    figures = read_figures(made.run, vqa=False)
+    assert "vqa" not in figures
+    assert "Questions" not in table(figures)
+
+
+def test_missing_figures_are_named(made):
+    path = made.run / "eval" / "caption" / "figures.json"
+    kept = path.read_text()
+    try:
+        write_json(path, {**json.loads(kept), "cider": None})
+        with pytest.raises(ValueError, match=r"caption/figures.json has no cider; remove .* and run it again"):
+            read_figures(made.run, vqa=True)
+        path.unlink()
+        with pytest.raises(ValueError, match="run the stage that writes it"):
+            read_figures(made.run, vqa=True)
+    finally:
+        path.write_text(kept)
+
+
+def test_a_figure_may_be_null_with_a_reason(made):
+    path = made.run / "eval" / "caption" / "figures.json"
+    kept = path.read_text()
+    names = ("category_accuracy", "category_shuffled", "category_nearest")
+    reasons = dict.fromkeys(names, "the captions name no category")
+    try:
+        write_json(path, {**json.loads(kept), **dict.fromkeys(names), "reasons": reasons})
+        metrics, html = made.report()
+    finally:
+        path.write_text(kept)
+    assert metrics["caption"]["category_accuracy"] is None
+    assert metrics["caption"]["reasons"] == reasons
+    assert "Not measured: category_nearest, since the captions name no category." in html
+    assert "Category of the caption is right" not in html
+
+
+def test_pictures_that_do_not_fit_the_figures_are_refused(made):
+    with pytest.raises(ValueError, match=r"images.npy holds uint8 .* speak of 3 pictures"):
+        report.read_images(made.work, "reconstruction", 3)
+
+
+def test_total_is_the_clock_where_there_is_one(tmp_path):
+    for stage, seconds in (("pretrain", 300.0), ("decoder", 200.0), ("eval/vqa", 5.5), ("eval/caption", 6.0)):
+        (tmp_path / stage).mkdir(parents=True)
+        write_json(tmp_path / stage / "seconds.json", {"seconds": seconds})
+    assert stage_seconds(tmp_path) == {
+        "assets": None, "data": None, "tokenizer": None, "extract": None,
+        "pretrain": 300.0, "decoder": 200.0, "eval": 11.5, "total": 511.5,
+    }  # fmt: skip
+    write_json(tmp_path / "seconds.json", {"seconds": 320.0})
+    assert stage_seconds(tmp_path)["total"] == 320.0
+
+
+def test_table_tells_which_baselines_do_better(made):
+    rows = {row.title: row for group in table(read_figures(made.run, vqa=True)).values() for row in group}
+    marks = {mark.words: mark for mark in rows["CIDEr of the label"].marks}
+    assert marks["nearest neighbour"].kind == "better"
+    assert marks["nearest neighbour"].place == pytest.approx(100 / 1.1)
+    assert rows["CIDEr of the label"].place == pytest.approx(25 / 1.1)
+    assert [mark.kind for mark in rows["Fréchet distance over Lite0 features"].marks] == ["better"], "less is better"
+    assert rows["Its caption found first"].marks == [], "a baseline that was not measured is left out"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (470.25, "470.2"), (2000, "2,000"), (30.51, "30.5")])
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+def test_evenly_takes_even_steps():
+    assert evenly(list(range(10)), 4) == [0, 2, 5, 7]
+    assert evenly([1, 2], 4) == [1, 2]
+
+
+def test_kept_patches_are_those_of_the_tokens(made):
+    tokenizer = made.work.tokenizer()
+    pixels = made.work.pictures("captions", "test").pixels([0, 1, 2], 32)
+    kept = kept_patches(tokenizer, pixels)
+    assert kept.shape == (3, 16)
+    assert torch.equal(kept, tokenizer.select(tokenizer.patch_features(pixels)).keep)
+
+
+def test_lit_shows_kept_patches_and_darkens_the_rest():
+    image = Image.new("RGB", (64, 64), "white")
+    keep = np.zeros((4, 4), dtype=bool)
+    keep[1, 2] = True
+    out = np.asarray(lit(image, keep, side=128))
+    assert out.shape == (128, 128, 3)
+    assert out[48, 80].min() == 255, "the middle of the kept patch"
+    assert out[48, 16].max() < 130, "the middle of a dropped one"
+    assert tuple(out[32, 64]) == (255, 122, 26), "its frame"
+    assert (out[32:64, 64:96, 1] >= 122).all()
+
+
+def test_blank_patches():
+    image = torch.ones(1, 3, 8, 8)
+    image[0, 1, 5, 6] = 0.0
+    assert blank_patches(image, 2)[0].tolist() == [True, True, True, False]
+
+
+def test_log_keeps_the_later_of_a_step_made_twice(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 0, "loss": 3}\n{"step": 10, "loss": 2}\n{"step": 20, "lo\n{"step": 10, "loss": 1}\n')
+    assert report.read_log(path, {"loss": "loss"}) == {"loss": ([0, 10], [3, 1])}
+    with pytest.raises(ValueError, match="logs none of cosine"):
+        report.read_log(path, {"cosine": "cosine"})
+
+
+def test_running_mean():
+    assert running_mean([1.0, 1.0, 1.0]).tolist() == [1.0, 1.0, 1.0]
+    assert running_mean([0.0, 3.0, 6.0], share=1.0).tolist() == [1.5, 3.0, 4.5]
+
+
+def test_template_names_no_other_host():
+    text = report.TEMPLATE.read_text()
+    assert re.findall(r"https?://[^\s\"<]+", text) == ["https://arxiv.org/abs/2309.04669"]

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lavit.tokenizers.decoder import FeatureDecoderConfig
+from lavit.tokenizers.encoders import EncoderConfig, LayerConfig, WeightsConfig
+from lavit.tokenizers.quantizer import QuantizerConfig
+from lavit.tokenizers.reducer import EvenConfig, LearnedConfig, MergerConfig, SelectionConfig, gumbel_noise
+from lavit.tokenizers.tokenizer import Tokenizer, TokenizerBatch, TokenizerConfig
+
+ENCODER = EncoderConfig(
+    weights=WeightsConfig(random=0), image_size=64, grid=4, layers=[LayerConfig("blocks.1", 24)], clip=6.0
+)
+PATCHES, WIDTH, CODES = 16, 24, 12
+
+
+def tokenizer(seed: int = 0, **changes) -> Tokenizer:
+    settings = {
+        "encoder": ENCODER,
+        "selection": SelectionConfig(learned=LearnedConfig(rho=0.25, rate_weight=3.0)),
+        "merger": MergerConfig(width=8, blocks=1, heads=2, mlp=16, position=True),
+        "quantizer": QuantizerConfig(codes=CODES, width=4, commitment=0.7),
+        "decoder": FeatureDecoderConfig(width=8, blocks=1, heads=2, mlp=16),
+    }
+    return Tokenizer(TokenizerConfig(**{**settings, **changes}), seed)
+
+
+@pytest.fixture
+def made():
+    return tokenizer().eval()
+
+
+def features(count: int) -> torch.Tensor:
+    return torch.randn(count, PATCHES, WIDTH, generator=torch.Generator().manual_seed(1))
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+
+
+def noise(count: int) -> torch.Tensor:
+    return gumbel_noise((count, PATCHES, 2), torch.Generator().manual_seed(3))
+
+
+# ------------------------------------------------------------------------------------------------------------ the loss
+
+
+def loss_by_hand(made: Tokenizer, given: torch.Tensor, gumbel: torch.Tensor | None) -> dict[str, float]:
+    """Eq. 4 image by image and patch by patch, with the commitment term that the paper leaves open."""
+    cosines, rates, distances = [], [], []
+    for i in range(len(given)):
+        one = given[i : i + 1]
+        selection = made.select(one, None if gumbel is None else gumbel[i : i + 1])
+        merged, keep, _ = made.merger(one, selection)
+        words = made.quantizer.project(merged)
+        if made.quantize:
+            nearest = []
+            for unit in words[0]:
+                away = [(unit - code).square().sum() for code in made.quantizer.codebook]
+                best = min(range(CODES), key=away.__getitem__)
+                nearest.append(made.quantizer.codebook[best])
+                distances.append(away[best])
+            words = torch.stack(nearest)[None]
+        rebuilt = made.decoder(words, keep)[0]
+        for x, y in zip(one[0], rebuilt, strict=True):
+            cosines.append((x @ y) / (x.norm() * y.norm()))
+        rates.append(selection.keep.float().mean())
+    cosine = torch.stack(cosines).mean()
+    rate_loss = torch.stack([(0.25 - rate) ** 2 for rate in rates]).mean()
+    commitment = torch.stack(distances).mean() if distances else torch.zeros(())
+    loss = 1 - cosine + 3.0 * rate_loss + 0.7 * commitment
+    parts = {"loss": loss, "cosine": cosine, "rate": torch.stack(rates).mean(), "commitment": commitment}
+    return {name: float(value) for name, value in parts.items()}
+
+
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_loss_is_equation_4(made, quantize, noisy):
+    made.quantize = quantize
+    gumbel = noise(3) if noisy else None
+    with torch.no_grad():
+        out = made(TokenizerBatch(features(3), gumbel))
+        expected = loss_by_hand(made, features(3), gumbel)
+    for name, value in expected.items():
+        assert getattr(out, name).item() == pytest.approx(value, abs=1e-5), name
+    assert out.tokens.item() == pytest.approx(expected["rate"] * PATCHES, abs=1e-4)
+
+
+def test_loss_of_pixels_is_that_of_their_features(made):
+    with torch.no_grad():
+        encoded = made(TokenizerBatch(images(2), None))
+        given = made(TokenizerBatch(made.encoder(images(2)), None))
+    torch.testing.assert_close(encoded.loss, given.loss, atol=1e-6, rtol=0)
+
+
+def test_gradient_reaches_every_trained_part(made):
+    made.train()
+    made(TokenizerBatch(features(4), noise(4))).loss.backward()
+    for name, parameter in made.named_parameters():
+        if name.startswith("encoder."):
+            assert parameter.grad is None and not parameter.requires_grad
+        else:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    for part in (made.selector, made.merger, made.quantizer, made.decoder):
+        assert any(p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+def test_rate_loss_pulls_the_kept_share_to_its_target(made):
+    made.train()
+    made.quantize = False
+    made.selector.out[-1].bias.data = torch.tensor([3.0, -3.0])
+    optimizer = torch.optim.Adam(made.selector.parameters(), lr=0.02)
+    given, generator = features(8), torch.Generator().manual_seed(0)
+    rates = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        out = made(TokenizerBatch(given, gumbel_noise((8, PATCHES, 2), generator)))
+        out.loss.backward()
+        optimizer.step()
+        rates.append(out.rate.item())
+    assert rates[0] > 0.8
+    assert sum(rates[-10:]) / 10 == pytest.approx(0.25, abs=0.1)
+
+
+# ------------------------------------------------------------------------------------------------- tokens and features
+
+
+def test_encode_and_decode(made):
+    tokens = made.encode(images(3))
+    longest = int(tokens.keep.sum(1).max())
+    assert tokens.codes.shape == tokens.keep.shape == tokens.position.shape == (3, longest)
+    assert tokens.codes.dtype == tokens.position.dtype == torch.int64 and tokens.keep.dtype == torch.bool
+    assert tokens.features.shape == (3, longest, 8)
+    assert tokens.keep.any(1).all() and not tokens.codes[~tokens.keep].any()
+    assert 0 <= tokens.codes.min() and tokens.codes.max() < CODES
+    for row, keep in zip(tokens.position, tokens.keep, strict=True):
+        assert row[keep].diff().gt(0).all() and row[keep].max() < PATCHES
+    rebuilt = made.decode(tokens)
+    assert rebuilt.shape == (3, PATCHES, WIDTH) and rebuilt.dtype == torch.float32
+
+
+def test_features_of_an_image_do_not_depend_on_the_batch(made):
+    together = made.encode_features(features(6))
+    rebuilt = made.decode(together)
+    for start, size in ((0, 1), (1, 2), (3, 3)):
+        part = made.encode_features(features(6)[start : start + size])
+        for i in range(size):
+            keep = together.keep[start + i]
+            assert torch.equal(part.codes[i][part.keep[i]], together.codes[start + i][keep])
+            assert torch.equal(part.position[i][part.keep[i]], together.position[start + i][keep])
+            kept = part.features[i][part.keep[i]]
+            torch.testing.assert_close(kept, together.features[start + i][keep], atol=1e-5, rtol=0)
+        torch.testing.assert_close(made.decode(part), rebuilt[start : start + size], atol=1e-5, rtol=0)
+
+
+def test_encoding_is_deterministic_and_moves_nothing():
+    made = tokenizer().train()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    first, second = made.encode(images(2)), made.encode(images(2))
+    assert torch.equal(first.codes, second.codes) and torch.equal(first.features, second.features)
+    assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
+
+
+def test_codes_alone_decode_like_the_tokens_they_came_from(made):
+    tokens = made.encode_features(features(2))
+    assert made.lookup(tokens.codes, tokens.keep).features is None
+    assert torch.equal(made.decode(made.lookup(tokens.codes, tokens.keep)), made.decode(tokens))
+    wider = torch.cat([tokens.codes, torch.full((2, 1), CODES - 1)], dim=1)[:, :PATCHES]
+    keep = torch.cat([tokens.keep, torch.zeros(2, 1).bool()], dim=1)[:, :PATCHES]
+    torch.testing.assert_close(made.decode(made.lookup(wider, keep)), made.decode(tokens), atol=1e-5, rtol=0)
+
+
+def test_training_and_encoding_choose_the_same_codes(made):
+    tokens = made.encode_features(features(3))
+    with torch.no_grad():
+        merged, keep, _ = made.merger(features(3), made.select(features(3)))
+        quantized = made.quantizer(merged, keep)
+    assert torch.equal(quantized.codes, tokens.codes)
+    torch.testing.assert_close(made.decode(tokens), made.decoder(quantized.words, keep), atol=1e-6, rtol=0)
+
+
+def test_even_selection_keeps_the_same_number_everywhere():
+    made = tokenizer(selection=SelectionConfig(even=EvenConfig(tokens=5))).eval()
+    tokens = made.encode_features(features(3))
+    assert made.selector is None and tokens.keep.all() and tokens.codes.shape == (3, 5)
+    assert torch.equal(tokens.position[0], tokens.position[1])
+    with torch.no_grad():
+        out = made(TokenizerBatch(features(3), noise(3)))
+    assert out.tokens.item() == 5 and out.rate.item() == pytest.approx(5 / PATCHES)
+    assert out.loss.item() == pytest.approx(1 - out.cosine.item() + 0.7 * out.commitment.item(), abs=1e-6)
+
+
+def test_seed_alone_decides_the_weights():
+    torch.manual_seed(1)
+    first = tokenizer(seed=4).state_dict()
+    torch.manual_seed(2)
+    second, other = tokenizer(seed=4).state_dict(), tokenizer(seed=5).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["quantizer.codebook"], other["quantizer.codebook"])
+    assert not torch.equal(first["merger.proj_in.weight"], other["merger.proj_in.weight"])
