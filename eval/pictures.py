@@ -84,9 +84,9 @@ class KeepRates(NamedTuple):
 
 
 def keep_rates(work: Workspace, tokenizer: Tokenizer, split: str, most: int = 512) -> KeepRates:
-    """Measure on at most ``most`` pictures of a split, evenly spaced."""
+    """Measure on one picture of every caption of a split, evenly thinned to ``most``."""
     pictures, encoder = work.pictures("captions", split), tokenizer.config.encoder
-    numbers = evenly(list(range(len(pictures))), most)
+    numbers = pictures.distinct(most)
     kept, blank = [], []
     for start in range(0, len(numbers), 64):
         part = numbers[start : start + 64]

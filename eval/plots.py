@@ -44,7 +44,7 @@ def curves(series: dict[str, tuple[Sequence[float], Sequence[float]]], label: st
         axes.set_xlabel("step")
         axes.set_ylabel(label)
         if len(series) > 1:
-            axes.legend(loc="best")
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(series))
 
     return _svg(draw)
 
@@ -59,6 +59,7 @@ def token_histogram(histogram: Sequence[int], mean: float) -> str:
         axes.set_xlabel("tokens an image")
         axes.set_ylabel("pictures")
         axes.grid(False, axis="x")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.legend(loc="best")
 
     return _svg(draw)

@@ -31,8 +31,9 @@ SIDE = 192  # pixels of a shown original
 def main(experiment: Experiment, run: Path) -> None:
     work = Workspace(experiment, run)
     figures = read_figures(run, vqa=experiment.data.vqa is not None)
-    metrics = metrics_of(figures, stage_seconds(run))
-    write_atomic(run / "report.html", render(build_page(work, figures, metrics)))
+    page = build_page(work, figures)
+    metrics = metrics_of(figures, stage_seconds(run))  # after the pictures and plots, whose time counts too
+    write_atomic(run / "report.html", render(page | measured(metrics)))
     write_json(run / "metrics.json", metrics)
 
 
@@ -44,25 +45,26 @@ def render(page: dict[str, Any]) -> str:
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page)
 
 
-def build_page(work: Workspace, figures: Metrics, metrics: Metrics) -> dict[str, Any]:
-    """All that the template shows."""
+def measured(metrics: Metrics) -> dict[str, Any]:
+    """What the template shows of metrics.json."""
+    seconds = metrics["seconds"]
+    longest = max([1.0, *(seconds[stage] or 0.0 for stage in CLOCKS)])
+    return {"metrics": metrics, "table": table(metrics), "seconds": seconds, "stages": list(CLOCKS), "longest": longest}
+
+
+def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
+    """All else that it shows: pictures, plots, and where they come from."""
     tokenizer = work.tokenizer()
     return {
         "name": work.run.resolve().name,
         "split": figures["tokenizer"].get("split", work.experiment.evaluation.split),
         "figures": figures,
-        "metrics": metrics,
-        "table": table(metrics),
-        "shown": SHOWN,
         "reconstructions": reconstructions(work, tokenizer, figures["reconstruction"]),
         "captions": captions(work, figures["caption"]),
         "questions": questions(work, figures["vqa"]) if "vqa" in figures else [],
         "drawings": drawings(work, figures["text_to_image"]),
         "curves": training_curves(work),
         "tokens": token_plots(work, tokenizer, figures["tokenizer"]),
-        "seconds": metrics["seconds"],
-        "stages": list(CLOCKS),
-        "longest": max([1.0, *(metrics["seconds"][stage] or 0 for stage in CLOCKS)]),
         **provenance(work),
     }
 
@@ -211,9 +213,11 @@ def read_log(path: Path, names: dict[str, str]) -> dict[str, tuple[list[int], li
 
 
 def token_plots(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of tokens, use of the codes and kept places, over one picture of every held-out caption."""
     split = work.experiment.evaluation.split
-    codes = work.codes("captions", split).all_codes()
-    counts = torch.bincount(codes, minlength=tokenizer.config.quantizer.codes).numpy()
+    codes = work.codes("captions", split)
+    used = torch.cat([codes.codes(n) for n in work.pictures("captions", split).distinct()])
+    counts = torch.bincount(used, minlength=tokenizer.config.quantizer.codes).numpy()
     rates = keep_rates(work, tokenizer, split)
     return {
         "histogram": token_histogram(figures["histogram"], figures["tokens_mean"]),

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lavit.config import OneOf
 from lavit.layers.rows import SplitEmbedding, SplitHead
-from lavit.tokens import IGNORE, PackedBatch
+from lavit.tokens import IGNORE, PackedBatch, Slots
 from lavit.vocabulary import Vocabulary
 
 
@@ -69,6 +69,7 @@ def build_llm(config: LLMConfig, text_size: int, seed: int) -> nn.Module:
     shape = LlamaConfig(
         vocab_size=text_size, hidden_size=c.hidden, num_hidden_layers=c.layers, num_attention_heads=c.heads,
         intermediate_size=c.mlp, max_position_embeddings=c.max_position, tie_word_embeddings=False,
+        initializer_range=c.hidden**-0.5,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -132,13 +133,13 @@ class UnifiedLM(nn.Module):
             ValueError: more or fewer vectors than places.
         """
         x = self.embedding(ids)
-        if "image" in batch.slots:
-            slots = batch.slots["image"]
-            if len(slots.index) != len(slots.features):
-                raise ValueError(f"{len(slots.index)} places are fed with {len(slots.features)} feature vectors")
-            fed = self.port(slots.features.to(self.port.weight.dtype)).to(x.dtype)
-            x = x.flatten(0, 1).index_copy(0, slots.index, fed).unflatten(0, x.shape[:2])
-        return x
+        # Nothing to feed still passes through the port: under ZeRO all ranks must reduce the same gradients.
+        nothing = Slots(ids.new_zeros(0), x.new_zeros(0, self.port.in_features))
+        slots = batch.slots.get("image", nothing)
+        if len(slots.index) != len(slots.features):
+            raise ValueError(f"{len(slots.index)} places are fed with {len(slots.features)} feature vectors")
+        fed = self.port(slots.features.to(self.port.weight.dtype)).to(x.dtype)
+        return x.flatten(0, 1).index_copy(0, slots.index, fed).unflatten(0, x.shape[:2])
 
 
 def isolation_mask(document: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ class MixtureConfig:
     """Shares of the kinds of documents in a pretraining batch; they are normalised.
 
     ``unconditional`` is the chance that a ``[text, image]`` document loses its text, for guidance (eq. 7).
+    ``drop_tokens`` is the chance that a fed visual token is left out, which keeps small sets from being memorised.
     """
 
     image_text: float = 0.5
@@ -22,6 +23,7 @@ class MixtureConfig:
     text_only: float = 0.0
     question_answer: float = 0.1
     unconditional: float = 0.1
+    drop_tokens: float = 0.0
 
 
 KINDS = ("image_text", "text_image", "text_only", "question_answer")
@@ -59,18 +61,29 @@ class Mixture:
         kinds = torch.multinomial(self.shares, n, replacement=True, generator=generator).tolist()
         chances = torch.rand(n, 2, generator=generator).tolist()
         places = zip(kinds, caption_numbers.tolist(), question_numbers.tolist(), chances, strict=True)
-        return [self._document(KINDS[kind], c, q, chance) for kind, c, q, chance in places]
+        return [self._document(KINDS[kind], c, q, chance, generator) for kind, c, q, chance in places]
 
-    def _document(self, kind: str, caption: int, question: int, chance: list[float]) -> Document:
+    def _fed(self, codes, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Codes (m,) and features (m, D) of a picture, at random without some tokens and never without all."""
+        ids, features = codes.codes(number), codes.features(number)
+        if not self.config.drop_tokens:
+            return ids, features
+        keep = torch.rand(len(ids), generator=generator) >= self.config.drop_tokens
+        keep[int(torch.randint(len(ids), (), generator=generator))] = True
+        return ids[keep], features[keep]
+
+    def _document(
+        self, kind: str, caption: int, question: int, chance: list[float], generator: torch.Generator
+    ) -> Document:
         if kind == "question_answer":
             asked = self.metas[question]["questions"]
             one = asked[int(chance[0] * len(asked))]
             answer = one["answers"][int(chance[1] * len(one["answers"]))]
-            codes = self.question_codes
-            return self.maker.question_answer(codes.codes(question), codes.features(question), one["question"], answer)
+            fed = self._fed(self.question_codes, question, generator)
+            return self.maker.question_answer(*fed, one["question"], answer)
         codes, text = self.caption_codes, self.texts[caption]
         if kind == "image_text":
-            return self.maker.image_text(codes.codes(caption), codes.features(caption), text)
+            return self.maker.image_text(*self._fed(codes, caption, generator), text)
         if kind == "text_only":
             return self.maker.text_only(text)
         if chance[0] < self.config.unconditional:

@@ -151,6 +151,24 @@ def build_engine(model: nn.Module, config: TrainConfig, world: int) -> Any:
     return engine
 
 
+def finite_gradients(engine: Any) -> bool:
+    """Whether the gradients that this rank is about to apply are finite; between the last backward and the step."""
+    shares = getattr(engine.optimizer, "averaged_gradients", None)  # where ZeRO keeps a rank's part
+    if shares is None:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    else:
+        gradients = [gradient for share in shares.values() for gradient in share or ()]
+    return not gradients or bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all())
+
+
+def skip_update(engine: Any, skip: bool) -> None:
+    """Let the engine's next step leave weights and moments as they are, or not.
+
+    The engine still steps and does its own bookkeeping; fused AdamW passes over an update whose ``found_inf`` is 1.
+    """
+    engine.basic_optimizer.found_inf = torch.tensor(float(skip), device=engine.device)
+
+
 def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
     """Linear warm-up, then a cosine from 1 to ``final``; a function of the step alone, so nothing is to be saved."""
     import math
@@ -162,15 +180,19 @@ def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> floa
 
 
 def digest(module: nn.Module) -> str:
-    """sha256 of a module's parameters and buffers by name: proves what stayed frozen."""
+    """sha256 of a module's parameters and buffers by name, type and shape: proves what stayed frozen."""
     total = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        total.update(name.encode())
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints below ``folder``, the oldest first; one without its mark was cut in the writing."""
+    return sorted((mark.parent for mark in folder.glob("step*/complete")), key=lambda path: int(path.name[4:]))
+
+
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint below ``folder``; one without its mark was cut while it was written."""
-    marks = sorted(folder.glob("step*/complete"), key=lambda p: int(p.parent.name[4:]))
-    return marks[-1].parent if marks else None
+    """The newest complete checkpoint below ``folder``."""
+    return next(reversed(complete_checkpoints(folder)), None)

@@ -20,12 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lavit.runs import FolderLock, Progress, StopSignal, end_with_parent, stage_clock
+from lavit.runs import FolderLock, Progress, StopSignal, end_with_parent, read_json, stage_clock, write_json
 from lavit.training.engine import (
     TrainConfig,
     build_engine,
+    complete_checkpoints,
+    finite_gradients,
     latest_checkpoint,
     learning_rate_factor,
+    skip_update,
     start_processes,
 )
 
@@ -135,14 +138,15 @@ class _Run:
         newest = latest_checkpoint(self.checkpoints)
         if newest is None:
             return 0
+        world = read_json(newest / "complete")["world"]
+        if world != self.world:
+            raise ValueError(
+                f"checkpoint {newest} was written by {world} ranks and {self.world} are running; "
+                "start as many, or remove the stage's folder"
+            )
         path, state = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.name)
         if path is None:
             raise ValueError(f"checkpoint {newest} cannot be loaded; remove it to go on from the one before")
-        if state["world"] != self.world:
-            raise ValueError(
-                f"checkpoint {newest} was written by {state['world']} ranks and {self.world} are running; "
-                "start as many, or remove the stage's folder"
-            )
         return state["step"]
 
     def step(self, step: int, batch_at: Callable[[Place], Any]) -> dict[str, float]:
@@ -158,23 +162,24 @@ class _Run:
             batch = to_device(batch_at(Place(step, micro, self.rank, self.world, size)), self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
                 out = self.engine(batch)
-            finite = finite and bool(torch.isfinite(out.loss))
-            if self.any_rank(not finite):
-                # In fp32 DeepSpeed checks nothing; the whole step is dropped on every rank.
-                finite = False
-                self.engine.zero_grad()
-                break
             self.engine.backward(out.loss)
             for name, value in out._asdict().items():
                 totals[name] = totals.get(name, 0) + value.detach().float() / cfg.accumulate
+            if micro + 1 == cfg.accumulate:
+                # In fp32 DeepSpeed without ZeRO checks nothing; the whole step is dropped, on every rank.
+                mine = bool(totals["loss"].isfinite()) and finite_gradients(self.engine)
+                finite = not self.any_rank(not mine)
+                skip_update(self.engine, not finite)
             self.engine.step()
-        return self._figures(step, totals, finite, factor)
+        return self._figures(step, totals, finite)
 
-    def _figures(self, step: int, totals: dict[str, Tensor], finite: bool, factor: float) -> dict[str, float]:
+    def _figures(self, step: int, totals: dict[str, Tensor], finite: bool) -> dict[str, float]:
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         if self.skipped_in_a_row >= 5:
             newest = latest_checkpoint(self.checkpoints)
-            raise RuntimeError(f"the loss was not finite in 5 steps up to {step}; the last good state is {newest}")
+            raise RuntimeError(
+                f"loss or gradients were not finite in 5 steps up to {step}; the last good state is {newest}"
+            )
         if not finite:
             return {"skipped": 1.0}
         names = list(totals)
@@ -204,13 +209,14 @@ class _Run:
         if self.rank == 0:
             shutil.rmtree(self.checkpoints / tag, ignore_errors=True)
         dist.barrier()
-        self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state={"step": step, "world": self.world})
+        self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state={"step": step})
         dist.barrier()
         if self.rank == 0:
-            (self.checkpoints / tag / "complete").touch()
-            kept = sorted(self.checkpoints.glob("step*"), key=lambda p: int(p.name[4:]))
-            for old in kept[: -self.config.keep_checkpoints]:
-                shutil.rmtree(old, ignore_errors=True)
+            write_json(self.checkpoints / tag / "complete", {"world": self.world})
+            kept = complete_checkpoints(self.checkpoints)[-max(1, self.config.keep_checkpoints) :]
+            for other in self.checkpoints.glob("step*"):  # older ones, and any that was cut while it was written
+                if other not in kept:
+                    shutil.rmtree(other, ignore_errors=True)
         dist.barrier()
 
 

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM, build_llm, isolation_mask
+from lavit.tokens import IGNORE, PackedBatch, Slots
+from lavit.vocabulary import Vocabulary
+
+TEXT, CODES, WIDTH = 11, 4, 3
+VOCABULARY = Vocabulary(TEXT, CODES)
+SCRATCH = ScratchConfig(hidden=16, layers=2, heads=2, mlp=32, max_position=32)
+
+
+def unified(config: LLMConfig | None = None, seed: int = 0, vocabulary: Vocabulary = VOCABULARY) -> UnifiedLM:
+    return UnifiedLM(ModelConfig(config or LLMConfig(scratch=SCRATCH)), vocabulary, WIDTH, seed).eval()
+
+
+def batch_of(ids, labels, slots=None) -> PackedBatch:
+    ids = torch.tensor(ids)
+    position = torch.arange(ids.shape[1]).expand_as(ids)
+    return PackedBatch(ids, torch.tensor(labels), position, torch.zeros_like(ids), slots or {})
+
+
+def example(slots=None) -> PackedBatch:
+    return batch_of([[0, 3, 11, 13, 12, 5]], [[3, 11, 13, IGNORE, 5, 1]], slots)
+
+
+@pytest.fixture
+def model():
+    return unified()
+
+
+def test_logits_and_loss_are_those_of_a_grown_llama(model):
+    """Split embedding and head in a LLaMA equal one LLaMA with all rows."""
+    grown = LlamaForCausalLM(LlamaConfig(
+        vocab_size=VOCABULARY.size, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32, tie_word_embeddings=False,
+    )).eval()  # fmt: skip
+    grown.model.load_state_dict(model.blocks.state_dict(), strict=False)
+    grown.model.embed_tokens.weight.data = torch.cat([model.embedding.text.weight, model.embedding.new.weight]).data
+    grown.lm_head.weight.data = torch.cat([model.head.text.weight, model.head.new.weight]).data
+    batch = example()
+    with torch.no_grad():
+        logits = grown(batch.ids).logits
+        torch.testing.assert_close(model.head(model.hidden(batch)), logits, atol=1e-5, rtol=0)
+        out = model(batch)
+    expected = F.cross_entropy(logits[0], batch.labels[0], ignore_index=IGNORE)
+    assert out.loss.shape == () and out.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_parts_are_the_means_of_text_and_of_image_tokens(model):
+    batch = example()
+    with torch.no_grad():
+        nll, out = model.token_nll(batch), model(batch)
+    assert nll.shape == (6,) and nll[3] == 0
+    assert out.text.item() == pytest.approx(nll[[0, 4, 5]].mean().item(), abs=1e-6)
+    assert out.image.item() == pytest.approx(nll[[1, 2]].mean().item(), abs=1e-6)
+    assert out.loss.item() == pytest.approx(nll[[0, 1, 2, 4, 5]].mean().item(), abs=1e-6)
+
+
+def test_nothing_to_learn_is_a_loss_of_zero_with_gradients(model):
+    out = model(batch_of([[0, 3]], [[IGNORE, IGNORE]]))
+    out.loss.backward()
+    assert out.loss.item() == out.text.item() == out.image.item() == 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_fed_features_replace_the_rows_of_their_ids(model):
+    features = torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0))
+    slots = {"image": Slots(torch.tensor([3, 4]), features)}
+    x = model.embed(example().ids, example(slots))
+    plain = model.embedding(example().ids)
+    torch.testing.assert_close(x[0, 3:5], model.port(features))
+    assert torch.equal(x[0, [0, 1, 2, 5]], plain[0, [0, 1, 2, 5]])
+    # The ids below are placeholders: other ones give the same.
+    other = example(slots)._replace(ids=torch.tensor([[0, 3, 11, 14, 16, 5]]))
+    assert torch.equal(model.hidden(other), model.hidden(example(slots)))
+
+
+def test_places_and_vectors_must_agree(model):
+    with pytest.raises(ValueError, match="2 places are fed with 1 feature vectors"):
+        model(example({"image": Slots(torch.tensor([3, 4]), torch.zeros(1, WIDTH))}))
+
+
+def test_every_parameter_has_a_gradient_whatever_the_batch_holds(model):
+    """Ranks of one step may hold different kinds of documents, and reduce the same gradients all the same."""
+    for slots in (None, {"image": Slots(torch.tensor([3]), torch.ones(1, WIDTH))}):
+        model.zero_grad(set_to_none=True)
+        model(example(slots)).loss.backward()
+        assert [name for name, p in model.named_parameters() if p.grad is None] == []
+        assert bool(model.port.weight.grad.abs().sum() > 0) == bool(slots)
+
+
+def test_isolation_mask():
+    document = torch.tensor([[0, 0, 1, 1, -1]])
+    mask = isolation_mask(document, torch.float32)
+    assert mask.shape == (1, 1, 5, 5) and mask.dtype == torch.float32
+    allowed = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    assert (mask[0, 0] == 0).int().tolist() == allowed
+    assert mask.min() == torch.finfo(torch.float32).min
+
+
+def test_seed_alone_decides_the_weights():
+    torch.manual_seed(1)
+    first = unified(seed=3).state_dict()
+    torch.manual_seed(2)
+    expected = torch.rand(1)
+    torch.manual_seed(2)
+    second = unified(seed=3).state_dict()
+    assert torch.equal(torch.rand(1), expected), "the global generator is left alone"
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = unified(seed=4).state_dict()
+    assert not torch.equal(first["embedding.text.weight"], other["embedding.text.weight"])
+    assert not torch.equal(first["embedding.new.weight"], other["embedding.new.weight"])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_language_model_from_a_folder(tmp_path, tied):
+    shape = LlamaConfig(
+        vocab_size=14, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    stored = LlamaForCausalLM(shape)
+    stored.save_pretrained(tmp_path)
+    made = unified(LLMConfig(folder=str(tmp_path)))
+    assert torch.equal(made.embedding.text.weight, stored.model.embed_tokens.weight)
+    # The folder has more rows than the text tokenizer: visual words come after all of them.
+    assert made.vocabulary == Vocabulary(14, CODES)
+    assert (made.head.text.weight is made.embedding.text.weight) == tied
+    batch = batch_of([[0, 3, 14, 16]], [[3, 14, 16, 19]])
+    assert made(batch).loss.isfinite()
+    with pytest.raises(ValueError, match="has 14 rows for a text tokenizer of 15"):
+        unified(LLMConfig(folder=str(tmp_path)), vocabulary=Vocabulary(15, CODES))
+
+
+def test_missing_folder():
+    with pytest.raises(ValueError, match="model.llm.folder /no/such does not exist"):
+        build_llm(LLMConfig(folder="/no/such"), TEXT, 0)

@@ -1,0 +1,134 @@
+"""README says what is true: what it names exists, its examples load, its figures are those of docs/results.json."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eval.figures import TABLE, Figure, number
+from lavit.data.assets import ASSETS
+from lavit.experiment import load_experiment
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "docs" / "results.json"
+FENCED = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+MADE_BY_A_RUN = ("runs/", "tokenizer/tokenizer.safetensors")  # named in README, not in the repository
+
+
+def code_spans() -> list[str]:
+    return re.findall(r"`([^`\n]+)`", FENCED.sub("", README))
+
+
+def commands() -> str:
+    """All code of README: what a reader may type."""
+    return "\n".join([*code_spans(), *(text for _, text in FENCED.findall(README))])
+
+
+def named_paths() -> list[str]:
+    """Files and folders of the repository that README links to or names in code, from the root."""
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    spans = [span for span in code_spans() if re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?|[\w.-]+/", span)]
+    configs = [f"configs/lavit/{span}" for span in code_spans() if re.fullmatch(r"\w+\.yaml", span)]
+    return [path for path in [*links, *spans, *configs] if not path.startswith(("http", *MADE_BY_A_RUN))]
+
+
+def test_named_paths_exist():
+    paths = named_paths()
+    assert len(paths) > 20
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    # The config that the reader is told to write is the one path that is not there yet.
+    assert set(missing) <= {"configs/lavit/mine.yaml"}, missing
+
+
+def test_make_targets_exist_and_all_of_them_are_told():
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    told = set(re.findall(r"\bmake ([a-z][\w-]*)", commands()))
+    assert told and told <= targets, told - targets
+    assert targets - told <= {"lint", "test-slow"}, targets - told
+
+
+def test_make_variables_exist():
+    known = set(re.findall(r"^(\w+) *\??=", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    lines = [line for line in commands().splitlines() if line.startswith("make ")]
+    used = {name for line in lines for name in re.findall(r"\b([A-Z]+)=", re.sub(r'"[^"]*"', "", line))}
+    assert {"CONFIG", "GPUS", "HOSTFILE", "PYTHON", "ARGS"} <= used <= known
+
+
+def test_modules_exist():
+    text = README + (ROOT / "docs" / "flow.svg").read_text() + (ROOT / "Makefile").read_text()
+    modules = set(re.findall(r"(?:-m |, )((?:tokenizer|pretrain|eval|lavit)\.\w+)", text))
+    assert {"tokenizer.train", "tokenizer.extract", "pretrain.train", "tokenizer.train_decoder"} <= modules
+    for module in modules:
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+def test_example_configs_load(tmp_path):
+    examples = [text for language, text in FENCED.findall(README) if language == "yaml"]
+    assert examples
+    for path in (ROOT / "configs" / "lavit").glob("*.yaml"):
+        shutil.copy(path, tmp_path)
+    for index, text in enumerate(examples):
+        path = tmp_path / f"example{index}.yaml"
+        path.write_text(text)
+        experiment = load_experiment(path)
+        assert {source.chosen()[0] for source in experiment.data.sources} == {"folder", "coco_captions", "img2dataset"}
+        assert experiment.data.vqa.chosen()[0] == "vqav2"
+
+
+def test_settings_told_exist():
+    """Dotted keys of a config that README speaks of."""
+    experiment = load_experiment(ROOT / "configs" / "lavit" / "demo.yaml")
+    keys = [span for span in code_spans() if re.fullmatch(r"(tokenizer|data|demo|train)(\.[a-z_]+)+", span)]
+    keys = [key for key in keys if not key.endswith(".yaml")]
+    assert len(keys) > 5
+    for key in keys:
+        value = experiment.pretrain if key.startswith("train.") else experiment
+        for name in key.split("."):
+            assert hasattr(value, name), key
+            value = getattr(value, name)
+
+
+def test_licences_are_those_of_the_assets():
+    for asset in ASSETS.values():
+        if asset.name != "lite0-network":  # for a test only
+            assert re.search(rf"\| {asset.package} \([\w ]+\) \| {re.escape(asset.licence)} \|", README), asset.name
+
+
+def test_pictures_are_small_and_told_of():
+    pictures = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", README)
+    assert ("docs/flow.svg" in [path for _, path in pictures]) and all(words for words, _ in pictures)
+    assert all((ROOT / path).stat().st_size < 400_000 for _, path in pictures)
+
+
+def row_of(figure: Figure, results: dict) -> str:
+    """A row of README's table as it must be: the figure's mean over runs, and those of its baselines."""
+
+    def mean(name: str) -> float | None:
+        value = results.get(figure.group, {}).get(name)
+        return value["mean"] if isinstance(value, dict) else value
+
+    beside = {**figure.baselines, **figure.ceiling}
+    words = [f"{words} {number(mean(name))}" for words, name in beside.items() if mean(name) is not None]
+    key = f"{figure.group}.{figure.name}"
+    return f"| {figure.title} | `{key}` | **{number(float(mean(figure.name)))}** | {', '.join(words)} |"
+
+
+@pytest.mark.skipif(not RESULTS.is_file(), reason="no docs/results.json yet")
+def test_results_are_those_of_the_runs():
+    results = json.loads(RESULTS.read_text())
+    told = [figure for figure in TABLE if f"`{figure.group}.{figure.name}`" in README]
+    assert len(told) > 8, "README's table names its figures as metrics.json does"
+    wanted = [row_of(figure, results) for figure in told]
+    missing = [row for row in wanted if row not in README]
+    assert not missing, "README's rows must be\n" + "\n".join(missing)
+
+
+def test_row_of_results():
+    figure = Figure("caption", "cider", "CIDEr", {"shuffled": "cider_shuffled", "constant": "none"})
+    results = {"caption": {"cider": {"mean": 0.26123}, "cider_shuffled": {"mean": 0.02}}}
+    assert row_of(figure, results) == "| CIDEr | `caption.cider` | **0.261** | shuffled 0.020 |"

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lavit.training.engine import OptimizerConfig, learning_rate_factor
+from lavit.training.loop import Place, generator_for, items_at, to_device
+
+ROOT = Path(__file__).parents[2]
+STEPS, BATCH, ITEMS = 8, 4, 10
+
+# ------------------------------------------------------------------------------------------------------ which items
+
+
+def order(steps: int, world: int, accumulate: int, total: int = ITEMS, batch: int = BATCH, seed: int = 3) -> list[int]:
+    """The items of all steps in the order of the global batch, gathered from every rank and micro-batch."""
+    size = batch // (world * accumulate)
+    return [
+        number
+        for step in range(steps)
+        for micro in range(accumulate)
+        for rank in range(world)
+        for number in items_at(Place(step, micro, rank, world, size), accumulate, total, seed).tolist()
+    ]
+
+
+def test_every_epoch_holds_every_item_once():
+    numbers = order(steps=15, world=1, accumulate=1)
+    epochs = [numbers[i : i + ITEMS] for i in range(0, 60, ITEMS)]
+    assert all(sorted(epoch) == list(range(ITEMS)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6, "each epoch has an order of its own"
+    assert numbers != order(steps=15, world=1, accumulate=1, seed=4)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
+def test_the_global_order_depends_on_neither_ranks_nor_accumulation(world, accumulate):
+    assert order(9, world, accumulate) == order(9, 1, 1)
+
+
+def test_a_batch_may_span_epochs_and_be_larger_than_one():
+    assert sorted(order(steps=1, world=1, accumulate=1, total=2, batch=6)) == [0, 0, 0, 1, 1, 1]
+    place = Place(2, 0, 0, 1, BATCH)  # items 8 to 11 of epochs of ten
+    assert items_at(place, 1, ITEMS, 3).dtype == torch.int64 and items_at(place, 1, ITEMS, 3).shape == (BATCH,)
+
+
+def test_generators_differ_for_different_numbers_and_agree_for_the_same():
+    drawn = lambda *numbers: torch.rand(4, generator=generator_for(*numbers)).tolist()  # noqa: E731
+    assert drawn(0, 1) == drawn(0, 1)
+    places = [(s, a, b) for s in range(4) for a in range(8) for b in range(8)] + [(s, a) for s in range(4) for a in (0, 1)]
+    states = {generator_for(*numbers).initial_seed() for numbers in places}
+    assert len(states) == len(places), "(1, 2) and (2, 1), or (0, 1) and (0, 1, 0), are different streams"
+
+
+def test_to_device_keeps_the_structure():
+    class Batch(NamedTuple):
+        x: torch.Tensor
+        more: dict
+        none: None
+
+    made = to_device(Batch(torch.ones(2), {"a": (torch.zeros(1), 3)}, None), torch.device("meta"))
+    assert isinstance(made, Batch) and made.x.device.type == "meta" and made.none is None
+    assert made.more["a"][1] == 3
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+# What the processes below run: `python -m probe '{"name": {settings}, ...}'` trains once for each name.
+PROBE = '''
+import json, os, signal, sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from lavit.training.engine import OptimizerConfig, TrainConfig
+from lavit.training.loop import items_at, train
+from lavit.training.weights import save_weights
+
+DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Loss(NamedTuple):
+    loss: torch.Tensor
+    size: torch.Tensor
+
+
+class Model(nn.Module):
+    """A small network; `poison` makes its loss, or only its gradient, not a number."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 4)
+
+    def forward(self, batch):
+        x, poison = batch
+        out = self.second(self.first(x).tanh())
+        loss = (out - x.flip(-1)).square().mean()
+        if poison == "loss":
+            loss = loss * float("nan")
+        if poison == "gradient":
+            loss = loss + (self.second.bias.sum() * 0).sqrt()
+        return Loss(loss, out.detach().abs().mean())
+
+
+def main(folder, steps, poison={}, stop=None, **settings):
+    model = Model()
+
+    def batch_at(place):
+        if stop is not None and place.step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        wanted, micro, rank, kind = poison.get(str(place.step), (False, 0, 0, ""))
+        hit = wanted and place.micro == micro and place.rank == rank
+        return DATA[items_at(place, config.accumulate, 10, 3)], kind if hit else ""
+
+    optimizer = OptimizerConfig(lr=0.05, warmup=2, clip=0.5, weight_decay=0.1, scale={"second*": 0.5})
+    config = TrainConfig(steps=steps, batch=4, checkpoint_every=3, log_every=1, optimizer=optimizer, **settings)
+    validate = lambda: {"weight": float(model.first.weight.mean())}
+    train(model, batch_at, config, Path(folder), validate=validate)
+    if torch.distributed.get_rank() == 0:
+        save_weights(model, Path(folder) / "model.safetensors")
+
+
+for name, settings in json.loads(sys.argv[1]).items():
+    try:
+        main(name, **settings)
+    except (ValueError, RuntimeError) as error:
+        Path(name, "error.txt").write_text(f"{type(error).__name__}: {error}")
+'''
+
+
+def started(folder: Path, runs: dict, ranks: int = 1) -> int:
+    (folder / "probe.py").write_text(PROBE)
+    if ranks > 1:
+        command = [sys.executable, "-m", "lavit.launch", "probe", "--processes", str(ranks), "--", json.dumps(runs)]
+    else:
+        command = [sys.executable, "-m", "probe", json.dumps(runs)]
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode in (0, 143), done.stdout[-3000:] + done.stderr[-3000:]
+    return done.returncode
+
+
+NAN_LOSS = {"3": [True, 1, 0, "loss"]}  # in the second micro-batch, after the first has left its gradients
+NAN_GRADIENT = {"3": [True, 0, 0, "gradient"]}
+NAN_ON_ONE_RANK = {"3": [True, 1, 1, "loss"]}
+FOREVER = {str(step): [True, 0, 0, "loss"] for step in range(2, 20)}
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory) -> Path:
+    """Trainings in one process; the last of them is told to stop in its fifth step."""
+    folder = tmp_path_factory.mktemp("one")
+    code = started(folder, {
+        "whole": {"steps": STEPS},
+        "accumulated": {"steps": STEPS, "accumulate": 2},
+        "nan_loss": {"steps": STEPS, "accumulate": 2, "poison": NAN_LOSS},
+        "nan_gradient": {"steps": STEPS, "poison": NAN_GRADIENT},
+        "nan_forever": {"steps": STEPS, "poison": FOREVER, "keep_checkpoints": 9},
+        "cut": {"steps": STEPS, "stop": 4},
+    })  # fmt: skip
+    assert code == 143
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    assert 0 == started(folder, {
+        "zero2": {"steps": STEPS, "zero_stage": 2},
+        "zero2_nan": {"steps": STEPS, "zero_stage": 2, "accumulate": 2, "poison": NAN_ON_ONE_RANK},
+    }, ranks=2)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resumed(one_rank, two_ranks) -> Path:
+    """A second process goes on where the first was stopped, past the leavings of one that was killed while saving."""
+    half = one_rank / "cut" / "checkpoints" / "step7"
+    half.mkdir()
+    (half / "rubbish").touch()
+    started(one_rank, {"cut": {"steps": STEPS}, str(two_ranks / "zero2"): {"steps": STEPS + 1, "zero_stage": 2}})
+    return one_rank / "cut"
+
+
+def log_of(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "elapsed"} for line in lines]
+
+
+def losses(folder: Path) -> list[float | None]:
+    return [line.get("loss") for line in log_of(folder) if "validation_weight" not in line]
+
+
+def by_hand(skipped: int | None = None) -> tuple[list[float | None], dict[str, torch.Tensor]]:
+    """The same training with nothing but torch: losses and weights after ``STEPS`` steps."""
+    torch.manual_seed(1)
+    first, second = nn.Linear(4, 6), nn.Linear(6, 4)
+    model = nn.ModuleDict({"first": first, "second": second})
+    data = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    groups = [
+        {"params": [p], "weight_decay": 0.1 if p.dim() > 1 else 0.0, "base": 0.05 * (0.5 if "second" in name else 1)}
+        for name, p in model.named_parameters()
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    config, out = OptimizerConfig(warmup=2), []
+    numbers = torch.tensor(order(STEPS, 1, 1)).view(STEPS, BATCH)
+    for step in range(STEPS):
+        x = data[numbers[step]]
+        loss = (second(first(x).tanh()) - x.flip(-1)).square().mean()
+        out.append(None if step == skipped else loss.item())
+        if step == skipped:
+            continue
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * learning_rate_factor(step, STEPS, config)
+        optimizer.step()
+    return out, model.state_dict()
+
+
+def assert_trained_as_by_hand(folder: Path, skipped: int | None = None) -> None:
+    expected, weights = by_hand(skipped)
+    found = losses(folder)
+    assert len(found) == STEPS
+    for step, (loss, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert loss == (None if wanted is None else pytest.approx(wanted, abs=1e-5)), f"step {step}"
+    for name, value in load_file(folder / "model.safetensors").items():
+        torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=0)
+
+
+def test_the_loop_is_adamw_with_clipping_and_its_schedule(one_rank):
+    assert_trained_as_by_hand(one_rank / "whole")
+    assert losses(one_rank / "whole")[-1] < losses(one_rank / "whole")[0]
+
+
+def test_accumulation_gives_the_same_steps(one_rank):
+    assert_trained_as_by_hand(one_rank / "accumulated")
+
+
+def test_two_ranks_with_zero_2_give_the_losses_of_one(one_rank, two_ranks):
+    assert_trained_as_by_hand(two_ranks / "zero2")
+    pairs = zip(losses(two_ranks / "zero2"), losses(one_rank / "whole"), strict=True)
+    assert max(abs(a - b) for a, b in pairs) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["nan_loss", "nan_gradient"])
+def test_a_step_without_a_finite_loss_or_gradient_is_dropped_whole(one_rank, name):
+    assert_trained_as_by_hand(one_rank / name, skipped=3)
+    assert {"step": 3, "skipped": 1.0} in log_of(one_rank / name)
+
+
+def test_a_step_is_dropped_on_every_rank(two_ranks):
+    assert_trained_as_by_hand(two_ranks / "zero2_nan", skipped=3)
+
+
+def test_five_dropped_steps_in_a_row_end_the_training(one_rank):
+    error = (one_rank / "nan_forever" / "error.txt").read_text()
+    assert error.startswith("RuntimeError: loss or gradients were not finite in 5 steps up to 6")
+    assert error.endswith("checkpoints/step6")
+    assert all(math.isfinite(loss) for loss in losses(one_rank / "nan_forever") if loss is not None)
+
+
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(one_rank, resumed):
+    assert log_of(resumed)[:4] == log_of(one_rank / "whole")[:4]
+    assert losses(resumed) == losses(one_rank / "whole"), "no step is left out or taken twice"
+    whole, cut = (load_file(folder / "model.safetensors") for folder in (one_rank / "whole", resumed))
+    assert set(whole) == set(cut)
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
+
+
+def test_checkpoints_are_marked_and_only_the_newest_stay(one_rank, resumed):
+    for folder in (one_rank / "whole", resumed):
+        assert [path.name for path in (folder / "checkpoints").glob("step*")] == [f"step{STEPS}"]
+        assert (folder / "checkpoints" / f"step{STEPS}" / "complete").is_file()
+
+
+def test_validation_is_logged_at_checkpoints(one_rank):
+    at = [line["step"] for line in log_of(one_rank / "whole") if "validation_weight" in line]
+    assert at == [2, 5, STEPS - 1]
+
+
+def test_another_number_of_ranks_is_refused(two_ranks, resumed):
+    error = (two_ranks / "zero2" / "error.txt").read_text()
+    assert error.startswith("ValueError: checkpoint") and "was written by 2 ranks and 1 are running" in error
