@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lavit.experiment import Experiment, run_stage
-from lavit.metrics.captions import caption_scores, category_accuracy, cider_many, label_of
+from lavit.metrics.captions import caption_scores, category_accuracy, category_of, cider_many, label_of
 from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
 from lavit.pipeline import LaVIT, Picture
 from lavit.runs import Progress, write_json
@@ -15,6 +15,7 @@ from lavit.workspace import Workspace
 
 PRIOR_PICTURES = 64
 CONSTANTS = 64
+RANKS = (1, 5, 10)
 
 
 def main(experiment: Experiment, run: Path) -> None:
@@ -72,9 +73,6 @@ def compare(
 ) -> dict:
     """Category accuracy and caption scores (on the label alone) of the model and of every baseline."""
     shuffles = derangements(len(truth), experiment.evaluation.derangements, experiment.seed).tolist()
-    categories = [caption.split(":")[0] for caption in train]
-    majority = max(sorted(set(categories)), key=categories.count)
-    accuracies = [category_accuracy([written[i] for i in order], truth) for order in shuffles]
     keys = [str(i) for i in range(len(truth))]
     references = {k: [label_of(t)] for k, t in zip(keys, truth, strict=True)}
     labels = [label_of(w) for w in written]
@@ -88,10 +86,7 @@ def compare(
     others += [{k: labels[i] for k, i in zip(keys, order, strict=True)} for order in shuffles]
     cider_constant, cider_nearest, *cider_shuffled = cider_many(references, others)
     return {
-        "category_accuracy": category_accuracy(written, truth),
-        "category_shuffled": sum(accuracies) / len(accuracies),
-        "category_nearest": category_accuracy(near, truth),
-        "category_majority": category_accuracy([f"{majority}: "] * len(truth), truth),
+        **categories(truth, written, near, train, shuffles),
         **{name: scores[name] for name in ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "tokenization")},
         "cider_constant": cider_constant,
         "cider_nearest": cider_nearest,
@@ -101,15 +96,32 @@ def compare(
     }
 
 
+def categories(truth: list[str], written: list[str], near: list[str], train: list[str], shuffles: list) -> dict:
+    """How often the class word is right; without figures where captions are not of the form ``category: label``."""
+    names = [f"category_{name}" for name in ("accuracy", "shuffled", "nearest", "majority")]
+    words = [category_of(caption) for caption in train]
+    if not all(words) or not all(category_of(caption) for caption in truth):
+        return dict.fromkeys(names) | {"reasons": dict.fromkeys(names, "the captions have no category")}
+    majority = max(sorted(set(words)), key=words.count)
+    wrong = [category_accuracy([written[i] for i in order], truth) for order in shuffles]
+    right = [category_accuracy(guess, truth) for guess in (near, [f"{majority}: "] * len(truth))]
+    return dict(zip(names, [category_accuracy(written, truth), sum(wrong) / len(wrong), *right], strict=True))
+
+
 def retrieval(system: LaVIT, seen: list[Picture], truth: list[str], prior: list[Picture]) -> dict:
     """Finding a picture's caption among all: by likelihood, and by its excess over the mean over other pictures."""
     raw = system.caption_scores(seen, truth)
-    # log p(caption | image) − log p(caption), the prior averaged over validation pictures, never over the test's.
-    excess = raw - system.caption_scores(prior, truth).logsumexp(0, keepdim=True)
-    target = torch.arange(len(truth))
-    figures = {f"retrieval_r{k}": recall_at(excess, target, k) for k in (1, 5, 10)}
-    figures |= {f"retrieval_likelihood_r{k}": recall_at(raw, target, k) for k in (1, 10)}
-    return figures | {"retrieval_chance_r10": chance_recall(len(truth), 10), "retrieval_n": len(truth)}
+    target, n = torch.arange(len(truth)), len(truth)
+    # log p(caption | image) − log p(caption). The prior is a mean over the pictures that are searched; beside it
+    # stands the figure with a prior from validation pictures, which looks at one picture at a time.
+    scores = {
+        "retrieval": raw - raw.logsumexp(0, keepdim=True),
+        "retrieval_validation_prior": raw - system.caption_scores(prior, truth).logsumexp(0, keepdim=True),
+        "retrieval_likelihood": raw,
+    }
+    figures = {f"{name}_r{k}": recall_at(score, target, min(k, n)) for name, score in scores.items() for k in RANKS}
+    figures |= {f"retrieval_chance_r{k}": chance_recall(n, min(k, n)) for k in RANKS}
+    return figures | {"retrieval_n": n}
 
 
 if __name__ == "__main__":

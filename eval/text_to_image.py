@@ -43,7 +43,7 @@ def main(experiment: Experiment, run: Path) -> None:
     rendered = similarity(pooled(system, images), real_head)
     figures = recalls("feature", similar, shuffles) | recalls("rendered", rendered, shuffles)
     figures |= recalls("real_codes", similarity(ceiling.mean(1), real_features), None)
-    figures |= {f"chance_r{k}": chance_recall(len(numbers), k) for k in (1, 5, 10)}
+    figures |= {f"chance_r{k}": chance_recall(len(numbers), min(k, len(numbers))) for k in (1, 5, 10)}
     figures["shuffled_r10"] = figures["feature_shuffled_r10"]
     samples = [{"number": n, "text": t, "tokens": len(c)} for n, t, c in zip(numbers, texts, drawn, strict=True)]
     write_array(folder / "images.npy", to_bytes(images))
@@ -59,10 +59,10 @@ def similarity(made: Tensor, real: Tensor) -> Tensor:
 
 def recalls(name: str, similar: Tensor, shuffles: Tensor | None) -> dict[str, float]:
     """R@1, 5, 10 of finding the picture of the text by the drawing; with shuffled texts as the mean of derangements."""
-    target = torch.arange(len(similar))
-    figures = {f"{name}_r{k}": recall_at(similar, target, k) for k in (1, 5, 10)}
+    target, n = torch.arange(len(similar)), len(similar)
+    figures = {f"{name}_r{k}": recall_at(similar, target, min(k, n)) for k in (1, 5, 10)}
     if shuffles is not None:
-        wrong = [recall_at(similar, order, 10) for order in shuffles]
+        wrong = [recall_at(similar, order, min(10, n)) for order in shuffles]
         figures[f"{name}_shuffled_r10"] = sum(wrong) / len(wrong)
     return figures
 

@@ -19,7 +19,8 @@ from lavit.workspace import Workspace
 def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
     if experiment.data.vqa is None:
-        raise ValueError("data.vqa is not set, so there are no questions to ask")
+        print("data.vqa is not set: there are no questions to ask")
+        return
     folder, system, codes = work.folder("eval/vqa"), LaVIT.from_run(work), work.codes("vqa", cfg.split)
     asked = [(n, q) for n, meta in enumerate(metas(work, cfg.split)) for q in meta["questions"]]
     picked = torch.randperm(len(asked), generator=generator_for(experiment.seed))[: cfg.questions].tolist()

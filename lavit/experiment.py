@@ -101,7 +101,8 @@ def run_stage(
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
-        raise SystemExit(f"usage: python -m {main.__module__} CONFIG [key=value ...]")
+        spec = sys.modules[main.__module__].__spec__  # a module that is run is called __main__; its spec knows its name
+        raise SystemExit(f"usage: python -m {spec.name if spec else main.__module__} CONFIG [key=value ...]")
     end_with_parent()
     try:
         experiment = load_experiment(argv[0], argv[1:])

@@ -96,11 +96,13 @@ def draw_codes(
     """Sampled codes (n,) int64 in [0, K) for every prompt, which must end with ``[IMG]``.
 
     Raises:
-        ValueError: limits that leave no image.
+        ValueError: limits that leave no image, or a prompt that does not end with ``[IMG]``.
     """
+    vocabulary = model.vocabulary
     if not 1 <= plan.min_tokens <= plan.max_tokens:
         raise ValueError(f"image limits {plan.min_tokens} to {plan.max_tokens} tokens leave no image")
-    vocabulary = model.vocabulary
+    if any(int(prompt[-1].ids[-1]) != vocabulary.image_begin for prompt in [*prompts, unconditional]):
+        raise ValueError(f"a prompt of an image must end with [IMG], id {vocabulary.image_begin}")
     guided = plan.guidance != 1.0
     n = len(prompts)
     cache = _Cache(model, prompts + [unconditional] * (n if guided else 0))

@@ -39,7 +39,8 @@ class Mixture:
         config: the shares.
 
     Raises:
-        ValueError: a share for question–answer documents where there are no questions, or no share at all.
+        ValueError: a share for question–answer documents where there are no questions, no share at all, or a chance
+            outside of [0, 1].
     """
 
     def __init__(self, maker: DocumentMaker, captions: tuple, questions: tuple | None, config: MixtureConfig):
@@ -51,6 +52,8 @@ class Mixture:
             raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
         if not (shares >= 0).all() or shares.sum() <= 0:
             raise ValueError("pretrain.mixture: shares must not be negative and one must be above 0")
+        if not (0 <= config.unconditional <= 1 and 0 <= config.drop_tokens <= 1):
+            raise ValueError("pretrain.mixture: unconditional and drop_tokens are chances, from 0 to 1")
         self.shares = shares / shares.sum()
 
     def documents(

@@ -169,6 +169,21 @@ def skip_update(engine: Any, skip: bool) -> None:
     engine.basic_optimizer.found_inf = torch.tensor(float(skip), device=engine.device)
 
 
+def make_whole(module: nn.Module) -> None:
+    """Give a module that ZeRO-3 spread over the ranks its whole parameters back, on every rank, to be saved or used.
+
+    Training is over for it afterwards. Call on every rank; does nothing to a module of another stage.
+    """
+    import deepspeed
+
+    spread = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
+    if spread:
+        with deepspeed.zero.GatheredParameters(spread):
+            values = [parameter.detach().clone() for parameter in spread]
+        for parameter, value in zip(spread, values, strict=True):
+            parameter.data = value
+
+
 def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
     """Linear warm-up, then a cosine from 1 to ``final``; a function of the step alone, so nothing is to be saved."""
     import math

@@ -28,6 +28,7 @@ from lavit.training.engine import (
     finite_gradients,
     latest_checkpoint,
     learning_rate_factor,
+    make_whole,
     skip_update,
     start_processes,
 )
@@ -85,7 +86,7 @@ def train(
     validate: Callable[[], dict[str, float]] | None = None,
     unit: str = "step",
 ) -> nn.Module:
-    """Train ``objective`` to ``config.steps`` and return it, resuming from the newest complete checkpoint.
+    """Train ``objective`` to ``config.steps`` and return it whole, resuming from the newest complete checkpoint.
 
     Args:
         objective: a module whose forward takes a batch and returns a NamedTuple of () tensors, the loss first.
@@ -121,6 +122,7 @@ def train(
                 run.save(step + 1)
             if stopping and not last:
                 raise Stopped(128 + (stop.signal or 15))
+        make_whole(objective)
     return objective
 
 

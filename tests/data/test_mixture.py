@@ -86,6 +86,23 @@ def test_shares_are_normalised_and_text_is_lost_at_its_chance():
     assert counts["image_only"] / counts["text_image"] == pytest.approx(1.0, abs=0.2)
 
 
+@pytest.mark.parametrize("name", ["image_text", "question_answer"])
+def test_fed_tokens_are_dropped_at_their_chance_with_their_features(monkeypatch, name):
+    monkeypatch.setattr(Codes, "codes", lambda self, number: torch.arange(8))
+    monkeypatch.setattr(Codes, "features", lambda self, number: torch.arange(16.0).view(8, 2))
+    counts = []
+    for document in drawn(mixture(**{name: 1.0}, drop_tokens=0.75), 500):
+        codes = document[0].ids[1:-1] - 42
+        assert codes.diff().gt(0).all(), "their order stays"
+        assert torch.equal(document[0].features, torch.stack([2.0 * codes, 2.0 * codes + 1], dim=1))
+        counts.append(len(codes))
+    # Eight at a quarter, and one that always stays: 8 * (1/4 + 3/4 / 8).
+    assert min(counts) == 1 and sum(counts) / 500 == pytest.approx(2.75, abs=0.25)
+    whole = drawn(mixture(text_image=1.0, unconditional=0.0, drop_tokens=0.75), 5)
+    assert all(len(document[1].ids) == 10 for document in whole), "drawn images are learned whole"
+    assert {len(d[0].ids) for d in drawn(mixture(**{name: 1.0}, drop_tokens=1.0), 20)} == {3}
+
+
 def test_the_generator_alone_decides():
     made = mixture(image_text=1.0, text_image=1.0, question_answer=1.0)
     kinds = lambda seed: [kind(d) for d in drawn(made, 50, seed)]  # noqa: E731
@@ -97,6 +114,8 @@ def test_the_generator_alone_decides():
     [
         ({}, "one must be above 0"),
         ({"image_text": 1.0, "text_image": -0.1}, "must not be negative"),
+        ({"image_text": 1.0, "unconditional": 1.5}, "chances, from 0 to 1"),
+        ({"image_text": 1.0, "drop_tokens": -0.1}, "chances, from 0 to 1"),
         ({"image_text": 1.0, "question_answer": 0.1, "asked": False}, "data.vqa is not set; set it to 0"),
     ],
 )

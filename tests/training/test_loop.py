@@ -56,7 +56,8 @@ def test_a_batch_may_span_epochs_and_be_larger_than_one():
 def test_generators_differ_for_different_numbers_and_agree_for_the_same():
     drawn = lambda *numbers: torch.rand(4, generator=generator_for(*numbers)).tolist()  # noqa: E731
     assert drawn(0, 1) == drawn(0, 1)
-    places = [(s, a, b) for s in range(4) for a in range(8) for b in range(8)] + [(s, a) for s in range(4) for a in (0, 1)]
+    places = [(seed, step, micro) for seed in range(4) for step in range(8) for micro in range(8)]
+    places += [(seed, epoch) for seed in range(4) for epoch in range(8)]
     states = {generator_for(*numbers).initial_seed() for numbers in places}
     assert len(states) == len(places), "(1, 2) and (2, 1), or (0, 1) and (0, 1, 0), are different streams"
 
@@ -98,10 +99,10 @@ class Loss(NamedTuple):
 class Model(nn.Module):
     """A small network; `poison` makes its loss, or only its gradient, not a number."""
 
-    def __init__(self):
+    def __init__(self, width):
         super().__init__()
         torch.manual_seed(1)
-        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.first, self.second = nn.Linear(4, width), nn.Linear(width, 4)
 
     def forward(self, batch):
         x, poison = batch
@@ -114,8 +115,8 @@ class Model(nn.Module):
         return Loss(loss, out.detach().abs().mean())
 
 
-def main(folder, steps, poison={}, stop=None, **settings):
-    model = Model()
+def main(folder, steps, poison={}, stop=None, width=6, **settings):
+    model = Model(width)
 
     def batch_at(place):
         if stop is not None and place.step == stop:
@@ -126,7 +127,7 @@ def main(folder, steps, poison={}, stop=None, **settings):
 
     optimizer = OptimizerConfig(lr=0.05, warmup=2, clip=0.5, weight_decay=0.1, scale={"second*": 0.5})
     config = TrainConfig(steps=steps, batch=4, checkpoint_every=3, log_every=1, optimizer=optimizer, **settings)
-    validate = lambda: {"weight": float(model.first.weight.mean())}
+    validate = lambda: {"weight": float(model.first.bias.detach().mean())}
     train(model, batch_at, config, Path(folder), validate=validate)
     if torch.distributed.get_rank() == 0:
         save_weights(model, Path(folder) / "model.safetensors")
@@ -152,6 +153,7 @@ def started(folder: Path, runs: dict, ranks: int = 1) -> int:
     return done.returncode
 
 
+WIDE = 30_000  # ZeRO-3 leaves parameters of fewer than 100,000 numbers whole
 NAN_LOSS = {"3": [True, 1, 0, "loss"]}  # in the second micro-batch, after the first has left its gradients
 NAN_GRADIENT = {"3": [True, 0, 0, "gradient"]}
 NAN_ON_ONE_RANK = {"3": [True, 1, 1, "loss"]}
@@ -164,6 +166,7 @@ def one_rank(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     code = started(folder, {
         "whole": {"steps": STEPS},
+        "wide": {"steps": 1, "width": WIDE},
         "accumulated": {"steps": STEPS, "accumulate": 2},
         "nan_loss": {"steps": STEPS, "accumulate": 2, "poison": NAN_LOSS},
         "nan_gradient": {"steps": STEPS, "poison": NAN_GRADIENT},
@@ -180,6 +183,7 @@ def two_ranks(tmp_path_factory) -> Path:
     assert 0 == started(folder, {
         "zero2": {"steps": STEPS, "zero_stage": 2},
         "zero2_nan": {"steps": STEPS, "zero_stage": 2, "accumulate": 2, "poison": NAN_ON_ONE_RANK},
+        "zero3_wide": {"steps": 1, "zero_stage": 3, "width": WIDE},
     }, ranks=2)  # fmt: skip
     return folder
 
@@ -264,6 +268,15 @@ def test_a_step_without_a_finite_loss_or_gradient_is_dropped_whole(one_rank, nam
 
 def test_a_step_is_dropped_on_every_rank(two_ranks):
     assert_trained_as_by_hand(two_ranks / "zero2_nan", skipped=3)
+
+
+def test_weights_that_zero_3_spread_over_the_ranks_are_whole_again(one_rank, two_ranks):
+    expected, found = (load_file(f / "model.safetensors") for f in (one_rank / "wide", two_ranks / "zero3_wide"))
+    for name, value in expected.items():
+        assert found[name].shape == value.shape, name
+        # Adam's first step has the size of the learning rate, also where a gradient is next to nothing.
+        assert (found[name] - value).abs().mean() < 1e-4, name
+    assert losses(two_ranks / "zero3_wide") == pytest.approx(losses(one_rank / "wide"), abs=1e-5)
 
 
 def test_five_dropped_steps_in_a_row_end_the_training(one_rank):

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lavit import experiment as module
+from lavit.config import load
+from lavit.experiment import Experiment, run_stage
+from lavit.runs import FolderLock
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def parent(monkeypatch):
+    """The tests' own parent is not watched."""
+    monkeypatch.setattr(module, "end_with_parent", lambda: None)
+
+
+@pytest.fixture
+def argv(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"run: {tmp_path / 'run'}\nseed: 3\n")
+    return [str(path), "pretrain.row=77"]
+
+
+def ended(main, stage, argv) -> int:
+    with pytest.raises(SystemExit) as error:
+        run_stage(main, stage, argv)
+    return error.value.code
+
+
+def test_main_gets_the_experiment_and_its_opened_run(argv, tmp_path):
+    calls = []
+    run_stage(lambda *given: calls.append(given), None, argv)
+    (experiment, run), = calls
+    assert isinstance(experiment, Experiment) and (experiment.seed, experiment.pretrain.row) == (3, 77)
+    assert run == tmp_path / "run" and load(Experiment, run / "config.yaml") == experiment
+    assert not list(run.rglob("done.json")), "a main without a stage marks its own end"
+
+
+def test_a_stage_is_done_once(argv, tmp_path):
+    calls = []
+    for _ in range(2):
+        run_stage(lambda *given: calls.append(given), "eval/caption", argv)
+    folder = tmp_path / "run" / "eval" / "caption"
+    assert len(calls) == 1 and (folder / "done.json").is_file()
+    assert json.loads((folder / "seconds.json").read_text())["seconds"] >= 0
+
+
+def test_a_stage_that_fails_is_not_done(argv, tmp_path, capsys):
+    def fail(*given):
+        raise ValueError("no pictures in /x; add some")
+
+    assert ended(fail, "extract", argv) == 2
+    assert capsys.readouterr().err == "error: no pictures in /x; add some\n"
+    assert not (tmp_path / "run" / "extract" / "done.json").exists()
+    calls = []
+    run_stage(lambda *given: calls.append(given), "extract", argv)
+    assert len(calls) == 1
+
+
+def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
+    never = lambda *given: pytest.fail("must not run")  # noqa: E731
+    assert ended(never, None, [argv[0], "sed=3"]) == 2
+    assert capsys.readouterr().err == "error: command line: unknown key 'sed'; did you mean 'seed'?\n"
+    assert ended(never, None, [str(tmp_path / "gone.yaml")]) == 2
+    assert capsys.readouterr().err.startswith("error: no config file")
+    run_stage(lambda *given: None, None, argv)
+    assert ended(never, None, [argv[0], "pretrain.row=78"]) == 2
+    assert "holds a run with other settings: pretrain.row changed" in capsys.readouterr().err
+
+
+def test_a_second_writer_is_kept_out(argv, tmp_path, capsys):
+    with FolderLock(tmp_path / "run" / "extract"):
+        assert ended(lambda *given: pytest.fail("must not run"), "extract", argv) == 2
+    assert "is in use by process" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_hidden(argv):
+    with pytest.raises(ZeroDivisionError):
+        run_stage(lambda *given: 1 / 0, "extract", argv)
+
+
+def test_usage_names_the_module(capsys):
+    assert ended(test_usage_names_the_module, None, []).startswith("usage: python -m ")
+    done = subprocess.run([sys.executable, "-m", "tokenizer.extract"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "usage: python -m tokenizer.extract CONFIG [key=value ...]\n"

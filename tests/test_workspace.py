@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lavit.data.prepare import prepare
+from lavit.data.text import TrainedTextConfig, train_text_tokenizer
+from lavit.experiment import load_experiment
+from lavit.pipeline import LaVIT
+from lavit.training.weights import save_weights
+from lavit.workspace import CodeSet, Workspace, pad_codes
+
+EXPERIMENT = """
+data:
+  image_size: 64
+  split: {{validation: 0.25, test: 0.25}}
+  sources: [{{folder: {{path: {images}}}}}]
+tokenizer:
+  model:
+    encoder: {{weights: {{random: 0}}, image_size: 64, grid: 4, layers: [{{name: blocks.1, width: 24}}]}}
+    merger: {{width: 8, blocks: 1, heads: 2, mlp: 16}}
+    quantizer: {{codes: 12, width: 4}}
+    decoder: {{width: 8, blocks: 1, heads: 2, mlp: 16}}
+pretrain:
+  row: 64
+  text: {{trained: {{vocabulary: 300}}}}
+  model: {{llm: {{scratch: {{hidden: 16, layers: 1, heads: 2, mlp: 32, max_position: 64}}}}}}
+decoder:
+  model:
+    image_size: 16
+    patch: 4
+    unet: {{channels: [8, 16], cross_attention: [false, false], layers: 1, context: 8, head_width: 8, groups: 4}}
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Workspace:
+    """A run whose data is prepared: sixteen pictures of four concepts a split at most."""
+    root = tmp_path_factory.mktemp("workspace")
+    (root / "images").mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(16):
+        noise = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((64, 64)).save(root / "images" / f"{i}.png")
+        (root / "images" / f"{i}.txt").write_text(f"thing {i}")
+    path = root / "experiment.yaml"
+    path.write_text(EXPERIMENT.format(images=root / "images"))
+    experiment = load_experiment(path)
+    prepare(experiment.data, root / "run" / "data")
+    return Workspace(experiment, root / "run")
+
+
+def test_what_a_run_does_not_have_yet_is_said(work, tmp_path):
+    empty = Workspace(work.experiment, tmp_path)
+    with pytest.raises(ValueError, match="no features .*captions-train.npy; run tokenizer.prepare first"):
+        empty.pictures("captions", "train")
+    with pytest.raises(ValueError, match="no codes .*captions-test.npz; run tokenizer.extract first"):
+        empty.codes("captions", "test")
+    with pytest.raises(ValueError, match="no weights at .*tokenizer.safetensors"):
+        empty.tokenizer()
+    with pytest.raises(ValueError, match="no text tokenizer folder"):
+        empty.model()
+
+
+def test_features_are_cached_and_standardized_by_training_pictures(work):
+    work.cache_features()
+    pictures = work.pictures("captions", "train")
+    size = work.experiment.tokenizer.model.encoder.image_size
+    every = pictures.inputs(list(range(len(pictures))), size)
+    assert every.shape == (len(pictures), 16, 24)
+    torch.testing.assert_close(every.mean((0, 1)), torch.zeros(24), atol=0.05, rtol=0)
+    varies = every.std((0, 1)) > 0.1
+    torch.testing.assert_close(every.std((0, 1))[varies], torch.ones(int(varies.sum())), atol=0.05, rtol=0)
+    assert varies.any()
+    held = work.pictures("captions", "test")
+    expected = work.new_tokenizer().eval().encoder(held.pixels([0, 1], size))
+    torch.testing.assert_close(held.inputs([0, 1], size), expected, atol=5e-3, rtol=1e-3)
+    assert work.parts() == ["captions"]
+
+
+def test_head_features_are_the_same_from_the_cache_and_anew(work):
+    work.cache_features()
+    cached = work.head_features("captions", "validation")
+    (work.run / "features" / "captions-validation-head.npy").unlink()
+    torch.testing.assert_close(work.head_features("captions", "validation"), cached, atol=1e-5, rtol=1e-5)
+    assert cached.shape == (len(work.shards("captions", "validation")), 1280)
+
+
+def test_trained_parts_are_opened_as_they_were_saved(work):
+    tokenizer = work.new_tokenizer()
+    tokenizer.quantizer.codebook.mul_(-1)
+    save_weights(tokenizer, work.run / "tokenizer" / "tokenizer.safetensors")
+    opened = work.tokenizer()
+    assert not opened.training
+    assert all(torch.equal(value, opened.state_dict()[name]) for name, value in tokenizer.state_dict().items())
+    assert opened.encoder.mean.abs().sum() > 0, "the statistics of the features come with the weights"
+
+    text = train_text_tokenizer(["thing 1 2 3"], TrainedTextConfig(300))
+    text.save_pretrained(work.run / "pretrain" / "text")
+    model = work.new_model()
+    assert model.vocabulary.text_size == len(text) and model.vocabulary.codes == 12
+    save_weights(model, work.run / "pretrain" / "model.safetensors")
+    renderer = work.new_renderer()
+    renderer.draft_weight.fill_(0.5)
+    save_weights(renderer, work.run / "decoder" / "renderer.safetensors")
+    system = LaVIT.from_run(work)
+    assert torch.equal(system.renderer.draft_weight, renderer.draft_weight)
+    assert torch.equal(system.model.head.new.weight, model.head.new.weight) and not system.model.training
+    assert system.row == 64 and system.text.eos_token_id == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- codes
+
+
+@pytest.fixture
+def codes(tmp_path) -> CodeSet:
+    """Three pictures of two, one and three tokens."""
+    values = np.arange(6, dtype=np.int32)
+    features = np.arange(12, dtype=np.float16).reshape(6, 2)
+    with (tmp_path / "codes.npz").open("wb") as file:
+        np.savez(file, codes=values, features=features, start=np.array([0, 2, 3, 6]))
+    return CodeSet(tmp_path / "codes.npz")
+
+
+def test_ragged_codes(codes):
+    assert len(codes) == 3 and codes.counts().tolist() == [2, 1, 3]
+    assert [codes.codes(i).tolist() for i in range(3)] == [[0, 1], [2], [3, 4, 5]]
+    assert codes.codes(0).dtype == torch.int64 and codes.features(0).dtype == torch.float32
+    assert codes.features(1).tolist() == [[4, 5]]
+    assert codes.all_codes().tolist() == list(range(6))
+
+
+def test_codes_are_padded_on_the_right(codes):
+    padded, keep = codes.padded(torch.tensor([1, 2]))
+    assert padded.tolist() == [[2, 0, 0], [3, 4, 5]] and keep.tolist() == [[True, False, False], [True] * 3]
+    assert padded.dtype == torch.int64
+    padded, keep = pad_codes([torch.tensor([7]), torch.tensor([8, 9])])
+    assert padded[keep].tolist() == [7, 8, 9]
