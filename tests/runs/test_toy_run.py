@@ -68,6 +68,7 @@ def test_changed_config_is_refused(finished: Path) -> None:
     assert "pretrain.train.steps" in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_killed_run_ends_equal(finished: Path, tmp_path: Path) -> None:
     """kill -9 to the whole tree in the tokenizer, then in pretraining; the same weights and figures come out."""
