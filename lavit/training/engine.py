@@ -72,6 +72,7 @@ def start_processes() -> tuple[int, int, torch.device]:
         torch.cuda.set_device(device)
     # The same run gives the same weights; an operation without a deterministic form only warns.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find bugs that takes its time
     return dist.get_rank(), dist.get_world_size(), device
 
 
@@ -136,13 +137,15 @@ def build_engine(model: nn.Module, config: TrainConfig, world: int) -> Any:
         raise ValueError(f"zero_stage {config.zero_stage} is unknown; choose 0, 1, 2 or 3")
     opt = config.optimizer
     groups = parameter_groups(model, opt)
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     # Fused keeps one pass over the parameters, on CPU too; DeepSpeed's own CPU Adam would have to be compiled.
     adam = torch.optim.AdamW(groups, lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps, fused=True)
     settings = {
         "train_micro_batch_size_per_gpu": config.batch // (world * config.accumulate),
         "gradient_accumulation_steps": config.accumulate,
         "gradient_clipping": opt.clip,
-        "zero_optimization": {"stage": config.zero_stage},
+        # By default ZeRO allocates a bucket of 5e8 numbers at every step, however small the model is.
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": min(trained, 5 * 10**8)},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
