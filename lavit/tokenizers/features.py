@@ -68,6 +68,8 @@ def cache_features(shards: Shards, encoder: Encoder, path: Path, progress: Progr
         return done + len(shards)
     config = encoder.config
     path.parent.mkdir(parents=True, exist_ok=True)
+    for stale in path.parent.glob(f"{path.stem}.*.tmp"):  # of a run that was killed; it may be large
+        stale.unlink()
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(shards), config.patches, config.width))
     heads = []

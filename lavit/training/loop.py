@@ -113,7 +113,7 @@ def train(
             figures = run.step(step, batch_at)
             if progress:
                 progress.update(step + 1, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-            run.log(step, figures)
+            run.log(step, figures, always="skipped" in figures)
             last = step + 1 == config.steps
             stopping = run.any_rank(stop.requested)
             if last or stopping or (step + 1) % config.checkpoint_every == 0:
