@@ -38,10 +38,15 @@ def main(experiment: Experiment, run: Path) -> None:
     mixture = Mixture(maker, (work.codes("captions", "train"), captions), questions, stage.mixture)
 
     def batch_at(place: Place) -> PackedBatch:
-        generator = generator_for(seed, place.step, place.micro, place.rank)
         numbers = items_at(place, stage.train.accumulate, len(captions), seed)
         asked = items_at(place, stage.train.accumulate, max(1, len(metas)), seed + 1)
-        return pack(mixture.documents(numbers, asked, generator), row=stage.row)
+        # A generator a document: what is drawn depends on its place in the global batch, not on the ranks.
+        first = (place.micro * place.world + place.rank) * place.size
+        documents = []
+        for i in range(place.size):
+            generator = generator_for(seed, place.step, first + i)
+            documents += mixture.documents(numbers[i : i + 1], asked[i : i + 1], generator)
+        return pack(documents, row=stage.row)
 
     train(model, batch_at, stage.train, folder)
     if rank == 0:
@@ -52,12 +57,14 @@ def main(experiment: Experiment, run: Path) -> None:
 def make_text_tokenizer(experiment: Experiment, folder: Path, captions: list[str], metas: list[dict]) -> None:
     """Train the text tokenizer on the training texts, where the config asks for one and it is not there yet."""
     trained = experiment.pretrain.text.trained
-    if trained is None or (folder / "text" / "tokenizer.json").is_file():
+    if trained is None or (folder / "text").is_dir():
         return
     asked = [question for meta in metas for question in meta["questions"]]
     answers = [answer for question in asked for answer in question["answers"]]
     text = train_text_tokenizer([*captions, *(question_text(q["question"]) for q in asked), *answers], trained)
-    text.save_pretrained(folder / "text")
+    draft = folder / "text.tmp"
+    text.save_pretrained(draft)
+    draft.rename(folder / "text")
 
 
 if __name__ == "__main__":

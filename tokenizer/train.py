@@ -21,6 +21,11 @@ def main(experiment: Experiment, run: Path) -> None:
     folder = work.folder("tokenizer")
     if is_done(folder):
         return
+    if stage.plain_steps >= stage.train.steps:
+        raise ValueError(
+            f"tokenizer.plain_steps {stage.plain_steps} leaves no step for the codebook; "
+            f"keep it under tokenizer.train.steps {stage.train.steps}"
+        )
     sets = {part: work.pictures(part, "train") for part in work.parts()}
     shares = {"captions": 1 - stage.vqa_share, "vqa": stage.vqa_share} if "vqa" in sets else {"captions": 1.0}
     tokenizer = work.new_tokenizer()
@@ -28,7 +33,8 @@ def main(experiment: Experiment, run: Path) -> None:
 
     def inputs(place: Place) -> torch.Tensor:
         """Each set keeps its share of every micro-batch."""
-        second = round(place.size * shares.get("vqa", 0.0))
+        share = shares.get("vqa", 0.0)
+        second = max(1, round(place.size * share)) if share and place.size > 1 else 0
         rows = []
         for part, count in (("captions", place.size - second), ("vqa", second)):
             if count:

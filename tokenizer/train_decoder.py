@@ -34,8 +34,11 @@ def main(experiment: Experiment, run: Path) -> None:
 
     def batch_at(place: Place) -> RendererBatch:
         features, images = pair(items_at(place, stage.train.accumulate, len(pictures), seed))
-        shape = (len(images), 3 * stage.model.patch**2, grid, grid)
-        return RendererBatch(features, images, *training_noise(stage.model, shape, generator_for(seed, *place)))
+        # Drawn for all ranks' pictures, so that a picture's noise does not depend on their number.
+        shape = (place.size * place.world, 3 * stage.model.patch**2, grid, grid)
+        drawn = training_noise(stage.model, shape, generator_for(seed, place.step, place.micro))
+        mine = slice(place.rank * place.size, (place.rank + 1) * place.size)
+        return RendererBatch(features, images, *(values[mine] for values in drawn))
 
     def before_step(step: int) -> None:
         if step == 0 and stage.model.draft:

@@ -78,6 +78,11 @@ class DiffusionRenderer(nn.Module):
             raise ValueError(
                 f"decoder.image_size {config.image_size} is no multiple of decoder.patch {config.patch}"
             )
+        if config.draft and self.grid**2 != patches:
+            raise ValueError(
+                f"decoder.draft needs a patch of the picture for each of the {patches} features, not {self.grid**2}; "
+                "change decoder.patch or set decoder.draft to false"
+            )
         self.channels = 3 * config.patch**2
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -103,7 +103,7 @@ class Selector(nn.Module):
         keep = soft > 0.5
         best = scores[..., 0].argmax(1, keepdim=True)
         keep = keep.scatter(1, best, True)
-        gate = keep.to(soft.dtype) + soft - soft.detach()
+        gate = keep.to(soft.dtype) + (soft - soft.detach())
         return Selection(keep, gate, log_p[..., 0].exp())
 
 
