@@ -55,7 +55,10 @@ def test_several_machines_take_the_hostfile_s_slots(tmp_path, no_gpu):
 
 def test_cores_are_shared_out_and_the_user_s_choice_stands(no_gpu, monkeypatch):
     monkeypatch.setattr(launch, "usable_cores", lambda: 8)
-    assert launch.launch_environment(processes=2, shares=2) == {"OMP_NUM_THREADS": "2", "DS_ACCELERATOR": "cpu"}
+    for name in ("OMP_NUM_THREADS", "DS_ACCELERATOR", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    expected = {"OMP_NUM_THREADS": "2", "DS_ACCELERATOR": "cpu", "GLIBC_TUNABLES": launch.KEEP_MEMORY}
+    assert launch.launch_environment(processes=2, shares=2) == expected
     assert launch.launch_environment(processes=16)["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert launch.launch_environment(processes=2)["OMP_NUM_THREADS"] == "3"
