@@ -47,9 +47,9 @@ def main(experiment: Experiment, run: Path) -> None:
     progress.update(4)
 
 
-def views(work: Workspace, split: str, numbers: list[int], part: str = "captions") -> list[Picture]:
+def views(work: Workspace, split: str, numbers: list[int]) -> list[Picture]:
     """Extracted tokens of some pictures."""
-    codes = work.codes(part, split)
+    codes = work.codes("captions", split)
     return [Picture(codes.codes(n), codes.features(n)) for n in numbers]
 
 

@@ -110,5 +110,4 @@ def blank_patches(pixels: Tensor, grid: int) -> Tensor:
 @torch.no_grad()
 def linear_drafts(renderer: DiffusionRenderer, features: Tensor) -> list[Image.Image]:
     """What the renderer starts from, where it has a draft: the best linear picture of features (B, P, D)."""
-    folded = renderer.draft(features)
-    return [to_image(image) for image in (F.pixel_shuffle(folded, renderer.config.patch).clamp(-1, 1) + 1) / 2]
+    return [to_image(image) for image in renderer.unfold(renderer.draft(features))]

@@ -21,6 +21,7 @@ from lavit.workspace import Workspace
 MEAN_OF = 512  # training pictures whose mean is the dullest baseline
 
 
+@torch.no_grad()
 def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
     folder = work.folder("eval/reconstruction")
@@ -35,7 +36,7 @@ def main(experiment: Experiment, run: Path) -> None:
     images = system.render(features, generator_for(experiment.seed, 1))
     progress.update(1)
     originals = pictures.pixels(numbers, images.shape[-1])
-    draft = drafts(system, features)
+    draft = system.renderer.unfold(system.renderer.draft(features))  # what the diffusion adds to
     progress.update(2)
     train = work.pictures("captions", "train")
     mean = train.pixels(train.distinct(MEAN_OF), images.shape[-1]).mean(0, keepdim=True)
@@ -48,23 +49,20 @@ def main(experiment: Experiment, run: Path) -> None:
     progress.update(3)
 
 
-@torch.no_grad()
-def drafts(system: LaVIT, features: Tensor) -> Tensor:
-    """The renderer's linear draft alone, (B, 3, S, S) in [0, 1]: what the diffusion adds to is a baseline of it."""
-    folded = system.renderer.draft(features)
-    return (F.pixel_shuffle(folded, system.renderer.config.patch).clamp(-1, 1) + 1) / 2
-
-
 def measure(system: LaVIT, images: Tensor, originals: Tensor) -> dict[str, float]:
     """Retrieval of the original by the rendered picture and a Fréchet distance, in the encoder's pooled features.
 
     Both sets are centred on their own means first, so that the common look of rendered pictures does not decide.
     """
     made, real = (pooled(system, x) for x in (images, originals))
-    similarity = F.normalize(made - made.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
-    target = torch.arange(len(images))
-    figures = {f"r{k}": recall_at(similarity, target, min(k, len(images))) for k in (1, 5)}
+    similar, target = similarity(made, real), torch.arange(len(images))
+    figures = {f"r{k}": recall_at(similar, target, min(k, len(images))) for k in (1, 5)}
     return figures | {"fd_lite0": frechet_distance(made, real), "psnr": float(psnr(images, originals).mean())}
+
+
+def similarity(made: Tensor, real: Tensor) -> Tensor:
+    """(n, n) cosine of (n, C) vectors, each set centred on its own mean."""
+    return F.normalize(made - made.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
 
 
 def pooled(system: LaVIT, images: Tensor) -> Tensor:

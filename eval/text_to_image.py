@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from eval.reconstruct import pooled, to_bytes
+from eval.reconstruct import pooled, similarity, to_bytes
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
 from lavit.pipeline import LaVIT
@@ -50,11 +49,6 @@ def main(experiment: Experiment, run: Path) -> None:
     extra = {"n": len(numbers), "split": cfg.split, "candidates": cfg.candidates, "samples": samples}
     write_json(folder / "figures.json", figures | extra)
     progress.update(3)
-
-
-def similarity(made: Tensor, real: Tensor) -> Tensor:
-    """(n, n) cosine of (n, C) vectors, each set centred on its own mean."""
-    return F.normalize(made - made.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
 
 
 def recalls(name: str, similar: Tensor, shuffles: Tensor | None) -> dict[str, float]:

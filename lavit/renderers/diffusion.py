@@ -98,6 +98,10 @@ class DiffusionRenderer(nn.Module):
         """(B, 3, S, S) to (B, 3·patch², S/patch, S/patch)."""
         return F.pixel_unshuffle(images, self.config.patch)
 
+    def unfold(self, folded: Tensor) -> Tensor:
+        """(B, 3·patch², h, w) in about [-1, 1] to images (B, 3, S, S) in [0, 1]."""
+        return (F.pixel_shuffle(folded, self.config.patch).clamp(-1, 1) + 1) / 2
+
     def draft(self, features: Tensor) -> Tensor:
         """The linear picture, folded: (B, C, h, w) in about [-1, 1]."""
         flat = draft_inputs(features) @ self.draft_weight
@@ -140,7 +144,7 @@ class DiffusionRenderer(nn.Module):
                 known, free = pair.chunk(2)
                 out = free + scale * (known - free)
             x = sampler.step(out, t, x).prev_sample
-        return (F.pixel_shuffle(x, self.config.patch).clamp(-1, 1) + 1) / 2
+        return self.unfold(x)
 
     @torch.no_grad()
     def fit_draft(self, batches, ridge: float = 1.0) -> None:
