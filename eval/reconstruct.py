@@ -36,12 +36,13 @@ def main(experiment: Experiment, run: Path) -> None:
     images = system.render(features, generator_for(experiment.seed, 1))
     progress.update(1)
     originals = pictures.pixels(numbers, images.shape[-1])
-    draft = system.renderer.unfold(system.renderer.draft(features))  # what the diffusion adds to
     progress.update(2)
     train = work.pictures("captions", "train")
     mean = train.pixels(train.distinct(MEAN_OF), images.shape[-1]).mean(0, keepdim=True)
     figures = measure(system, images, originals)
-    figures |= {f"draft_{k}": v for k, v in measure(system, draft, originals).items()}
+    if experiment.decoder.model.draft:  # what the diffusion adds to
+        draft = system.renderer.unfold(system.renderer.draft(features))
+        figures |= {f"draft_{k}": v for k, v in measure(system, draft, originals).items()}
     figures |= {"psnr_mean_image": float(psnr(mean.expand_as(originals), originals).mean())}
     figures |= {f"chance_r{k}": chance_recall(len(numbers), min(k, len(numbers))) for k in (1, 5)}
     write_array(folder / "images.npy", to_bytes(images))

@@ -81,13 +81,8 @@ def read_layers(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     return [*layers, ("command line", _dotlist(overrides))] if overrides else layers
 
 
-def save(config: Any, path: str | Path) -> None:
-    """Write a resolved configuration as YAML; :func:`load` reads it back to an equal value."""
-    Path(path).write_text(to_yaml(config))
-
-
 def to_yaml(config: Any) -> str:
-    """The resolved configuration as YAML text, unset alternatives left out."""
+    """The resolved configuration as YAML text, unset alternatives left out; :func:`load` reads it back as it was."""
     return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
 
 

@@ -93,23 +93,6 @@ class PackedBatch(NamedTuple):
     slots: dict[str, Slots]
 
 
-def left_align(values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-    """Gather the kept entries of every row to its left.
-
-    Args:
-        values: (B, P, ...) anything.
-        keep: (B, P) bool.
-
-    Returns:
-        (B, N, ...) gathered values (zeros after a row's end) and (B, N) bool which of them are real; N is the most
-        that a row keeps.
-    """
-    index, real = kept_index(keep)
-    places = index.reshape(*index.shape, *([1] * (values.dim() - 2))).expand(-1, -1, *values.shape[2:])
-    mask = real.reshape(*real.shape, *([1] * (values.dim() - 2)))
-    return values.gather(1, places).masked_fill(~mask, 0), real
-
-
 def kept_index(keep: Tensor) -> tuple[Tensor, Tensor]:
     """The places of the kept entries of (B, P) bool ``keep`` in raster order: (B, N) int64 and (B, N) bool real."""
     counts = keep.sum(1)

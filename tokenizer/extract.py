@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lavit.experiment import Experiment, run_stage
-from lavit.runs import Progress
+from lavit.runs import Progress, written_whole
 from lavit.tokenizers.features import PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import SPLITS, Workspace
@@ -42,10 +41,8 @@ def write_codes(tokenizer: Tokenizer, pictures: PictureSet, path: Path, progress
         counts.append(tokens.keep.sum(1).numpy())
         progress.update(done + numbers[-1] + 1)
     starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as f:
+    with written_whole(path) as draft, draft.open("wb") as f:
         np.savez(f, codes=np.concatenate(codes), features=np.concatenate(features), start=starts)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

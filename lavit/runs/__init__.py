@@ -14,6 +14,7 @@ from lavit.runs.folder import (
     stage_folder,
     write_atomic,
     write_json,
+    written_whole,
 )
 from lavit.runs.lock import FolderInUse, FolderLock
 from lavit.runs.processes import ProcessGroup, StopSignal, end_all, end_with_parent
@@ -43,4 +44,5 @@ __all__ = [
     "stage_folder",
     "write_atomic",
     "write_json",
+    "written_whole",
 ]

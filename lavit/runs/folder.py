@@ -43,20 +43,28 @@ class DemoConfig:
 # --------------------------------------------------------------------------------------------------------- files
 
 
-def write_atomic(path: str | Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part."""
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """A draft's path to write to; at the end of the block the draft replaces ``path``, after an error it is removed.
+
+    A reader, or a crash at any moment, sees the old content or the new, never a part.
+    """
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with open(draft, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield draft
+        with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> None:
+    """Write a file whole or not at all; see :func:`written_whole`."""
+    with written_whole(path) as draft:
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -22,7 +22,7 @@ from lavit.data.assets import fetch
 
 @dataclass
 class LayerConfig:
-    """One layer to read: the module's name inside the timm model, its width, and its weight in the features."""
+    """One layer to read: the module's name inside the timm model, its width, and its weight in the tokenizer's loss."""
 
     name: str
     width: int
@@ -117,10 +117,10 @@ class Encoder(nn.Module):
         return features, self.backbone.forward_head(last, pre_logits=True).float()
 
     def standardize(self, raw: Tensor) -> Tensor:
-        """Raw features (..., D) to zero mean and unit variance by training statistics, clipped, then weighted."""
+        """Raw features (..., D) to zero mean and unit variance by training statistics, clipped."""
         if self.config.clip:
             raw = ((raw.float() - self.mean) / self.std).clamp(-self.config.clip, self.config.clip)
-        return raw * self.channel_weight
+        return raw
 
     def standardize_by(self, mean: Tensor, std: Tensor) -> None:
         """Set the training statistics, both (D,) float32 of raw features."""

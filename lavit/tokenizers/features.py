@@ -5,7 +5,6 @@ At the paper's size an image's features are 720 KB, so there they are computed w
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from lavit.data.images import open_image
 from lavit.data.shards import Shards
-from lavit.runs import Progress
+from lavit.runs import Progress, written_whole
 from lavit.tokenizers.encoders import Encoder, to_pixels
 
 BATCH = 64
@@ -68,21 +67,20 @@ def cache_features(shards: Shards, encoder: Encoder, path: Path, progress: Progr
         return done + len(shards)
     config = encoder.config
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f"{path.stem}.*.tmp"):  # of a run that was killed; it may be large
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a run that was killed; it may be large
         stale.unlink()
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    out = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(shards), config.patches, config.width))
-    heads = []
-    for start in range(0, len(shards), BATCH):
-        end = min(start + BATCH, len(shards))
-        pixels = [to_pixels(open_image(shards.image(i), f"picture {i}"), config.image_size) for i in range(start, end)]
-        raw, head = encoder.raw_and_head(torch.stack(pixels))
-        out[start:end] = encoder.standardize(raw).half().numpy()
-        heads.append(head.numpy())
-        progress.update(done + end)
-    out.flush()
-    write_array(head_path(path), np.concatenate(heads))
-    os.replace(temporary, path)
+    with written_whole(path) as draft:
+        out = np.lib.format.open_memmap(draft, "w+", np.float16, (len(shards), config.patches, config.width))
+        heads = []
+        for start in range(0, len(shards), BATCH):
+            numbers = range(start, min(start + BATCH, len(shards)))
+            pixels = [to_pixels(open_image(shards.image(i), f"picture {i}"), config.image_size) for i in numbers]
+            raw, head = encoder.raw_and_head(torch.stack(pixels))
+            out[start : numbers.stop] = encoder.standardize(raw).half().numpy()
+            heads.append(head.numpy())
+            progress.update(done + numbers.stop)
+        out.flush()
+        write_array(head_path(path), np.concatenate(heads))
     return done + len(shards)
 
 
@@ -92,10 +90,8 @@ def head_path(features: Path) -> Path:
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write a .npy file, whole or not at all."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as f:
+    with written_whole(path) as draft, draft.open("wb") as f:
         np.save(f, array)
-    os.replace(temporary, path)
 
 
 def measure_statistics(shards: Shards, encoder: Encoder, path: Path, sample: int = 1024) -> None:

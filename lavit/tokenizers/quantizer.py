@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 class QuantizerConfig:
     """``codes`` of dimension ``width``; the paper's are 16,384 × 32.
 
+    ``commitment`` and ``entropy`` weigh terms of the loss. Entropy (MAGVIT-v2, arXiv 2310.05737, eq. 5) asks that the
+    tokens of a batch spread over the codes while each is sure of its own; at 0 it is off, as in the paper.
     A code whose averaged share of the tokens falls under ``dead_below`` of the mean share 1/K is restarted.
     """
 
@@ -27,17 +30,20 @@ class QuantizerConfig:
     width: int = 32
     decay: float = 0.99
     commitment: float = 0.25
+    entropy: float = 0.0
+    entropy_temperature: float = 0.05
     dead_below: float = 0.03
     kmeans_iterations: int = 10
     kmeans_vectors: int = 32768
 
 
 class Quantized(NamedTuple):
-    """words (B, N, C) float, straight-through; codes (B, N) int64; commitment () float loss."""
+    """words (B, N, C) float, straight-through; codes (B, N) int64; commitment and entropy () float losses."""
 
     words: Tensor
     codes: Tensor
     commitment: Tensor
+    entropy: Tensor
 
 
 class Quantizer(nn.Module):
@@ -79,10 +85,26 @@ class Quantizer(nn.Module):
                 words = self.lookup(codes)
             mask = keep[..., None].float()
             commitment = ((unit - words).square().sum(-1) * keep).sum() / keep.sum()
+            entropy = self.entropy(unit[keep]) if self.config.entropy else commitment.new_zeros(())
             if self.training:
                 self._move(unit.detach()[keep], codes[keep])
             straight = unit + (words - unit).detach()
-            return Quantized(straight * mask, codes * keep, commitment)
+            return Quantized(straight * mask, codes * keep, commitment, entropy)
+
+    def entropy(self, unit: Tensor) -> Tensor:
+        """Mean entropy of the vectors' soft choices of a code, minus the entropy of the mean choice, over all ranks.
+
+        Args:
+            unit: (n, C) unit vectors; a choice is softmax(similarity / ``entropy_temperature``) over the codes.
+
+        Returns:
+            () float32 from -log K (sure of their codes, all codes equally often) to log K.
+        """
+        # A copy, because the codebook moves in place before the backward pass.
+        chance = (unit @ self.codebook.clone().T / self.config.entropy_temperature).softmax(-1)
+        sums = [chance.sum(0), entropy_of(chance).sum()[None], chance.new_tensor([len(unit)])]
+        *_, own, n = total = summed_over_ranks(torch.cat(sums))
+        return own / n - entropy_of(total[:-2] / n)
 
     @torch.no_grad()
     def _move(self, unit: Tensor, codes: Tensor) -> None:
@@ -146,6 +168,18 @@ def spherical_kmeans(unit: Tensor, size: int, iterations: int, generator: torch.
         centres = F.normalize(total, dim=-1)
     owner = (unit @ centres.T).argmax(-1)
     return centres, torch.bincount(owner, minlength=size).float().clamp_min(1.0)
+
+
+def entropy_of(chance: Tensor) -> Tensor:
+    """(..., K) probabilities to their (...) entropy in nats."""
+    return -torch.special.xlogy(chance, chance.clamp_min(1e-12)).sum(-1)
+
+
+def summed_over_ranks(values: Tensor) -> Tensor:
+    """The sum over all ranks; gradients flow back to every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    return dist.nn.functional.all_reduce(values)
 
 
 def gathered(rows: Tensor) -> Tensor:

@@ -45,12 +45,14 @@ class TokenizerBatch(NamedTuple):
 
 
 class TokenizerLoss(NamedTuple):
-    """loss () and its parts: cosine (1 - loss of reconstruction), rate (kept share), commitment, tokens an image."""
+    """loss () and what it comes from: cosine of all channels alike, rate (kept share), commitment, entropy, tokens an
+    image; only the loss carries gradients."""
 
     loss: Tensor
     cosine: Tensor
     rate: Tensor
     commitment: Tensor
+    entropy: Tensor
     tokens: Tensor
 
 
@@ -111,22 +113,27 @@ class Tokenizer(nn.Module):
         return self.decoder(words, tokens.keep)
 
     def forward(self, batch: TokenizerBatch) -> TokenizerLoss:
-        """The loss of eq. 4: mean (1 − cos) over all patches + λ (ρ − kept share)² + β commitment."""
+        """The loss of eq. 4: mean (1 − cos) over all patches + λ (ρ − kept share)², + β commitment + γ entropy.
+
+        The layers' weights multiply the channels inside the cosine.
+        """
         features = self.patch_features(batch.inputs)
         selection = self.select(features, batch.noise)
         merged, keep, _ = self.merger(features, selection)
         if self.quantize:
-            words, _, commitment = self.quantizer(merged, keep)
+            words, _, commitment, entropy = self.quantizer(merged, keep)
         else:
             words = self.quantizer.project(merged) * keep[..., None]
-            commitment = words.new_zeros(())
-        similarity = cosine(features, self.decoder(words, keep)).mean()
-        rate = selection.gate.float().mean()
-        loss = 1 - similarity + self.config.quantizer.commitment * commitment
+            commitment = entropy = words.new_zeros(())
+        rebuilt = self.decoder(words, keep)
+        weight, cfg = self.encoder.channel_weight, self.config.quantizer
+        loss = 1 - cosine(features * weight, rebuilt * weight).mean()
+        loss = loss + cfg.commitment * commitment + cfg.entropy * entropy
         learned = self.config.selection.learned
         if learned is not None:
             # Per image, as in DynamicViT: a mean over the batch lets some images keep everything and others one patch.
             per_image = selection.gate.float().mean(1)
             loss = loss + learned.rate_weight * (learned.rho - per_image).square().mean()
-        tokens = keep.float().sum(1).mean()
-        return TokenizerLoss(loss, similarity.detach(), rate.detach(), commitment.detach(), tokens)
+        rate, tokens = selection.gate.float().mean(), keep.float().sum(1).mean()
+        figures = (cosine(features, rebuilt).mean(), rate, commitment, entropy, tokens)
+        return TokenizerLoss(loss, *(figure.detach() for figure in figures))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from lavit.runs import written_whole
+
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write a module's parameters and buffers, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
-    save_file(state, temporary)
-    os.replace(temporary, path)
+    with written_whole(path) as draft:
+        save_file(state, draft)
 
 
 def load_weights(module: nn.Module, path: Path) -> nn.Module:

@@ -108,10 +108,10 @@ def test_interrupted_cache_is_not_taken_for_whole(shards, encoder, tmp_path, mon
         with pytest.raises(ZeroDivisionError):
             cache_features(shards, encoder, path, Progress(tmp_path, 7, "pictures"), 0)
     assert not path.exists() and not head_path(path).exists()
-    (tmp_path / "captions-train.123.tmp").touch()
+    (tmp_path / ".captions-train.npy.123.tmp").touch()
     cache_features(shards, encoder, path, Progress(tmp_path, 7, "pictures"), 0)
     assert len(PictureSet(shards, path)) == 7
-    assert not list(tmp_path.glob("*.tmp")), "what a killed run left is gone"
+    assert not list(tmp_path.glob(".*.tmp")), "what a killed run left is gone"
 
 
 def test_features_of_other_pictures_are_refused(shards, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -134,6 +136,35 @@ def test_evaluation_does_not_move_the_codebook():
     assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
 
 
+# ------------------------------------------------------------------------------------------------------------ entropy
+
+
+def entropy_by_hand(made: Quantizer, unit: torch.Tensor) -> torch.Tensor:
+    choices = []
+    for vector in unit:
+        odds = torch.stack([(vector @ code / made.config.entropy_temperature).exp() for code in made.codebook])
+        choices.append(odds / odds.sum())
+    own = torch.stack([-sum(p * p.log() for p in choice) for choice in choices]).mean()
+    mean = sum(choices) / len(choices)
+    return own + sum(p * p.log() for p in mean)
+
+
+def test_entropy_equals_loops():
+    made = quantizer(entropy=0.1, entropy_temperature=0.3)
+    features, keep = inputs()
+    expected = entropy_by_hand(made, made.project(features)[keep])
+    torch.testing.assert_close(made(features, keep).entropy, expected)
+    assert quantizer()(features, keep).entropy.item() == 0, "off unless it is asked for"
+
+
+def test_entropy_is_least_where_tokens_are_sure_and_spread():
+    made = quantizer(entropy=0.1, entropy_temperature=0.01)
+    made.codebook.copy_(F.normalize(torch.eye(CODES, WIDTH) - 0.5 * torch.eye(CODES, WIDTH).roll(-1, 0), dim=-1))
+    spread = made.entropy(made.codebook)
+    same = made.entropy(made.codebook[:1].expand(CODES, -1))
+    assert spread.item() == pytest.approx(-math.log(CODES), abs=1e-3) and same.item() == pytest.approx(0, abs=1e-3)
+
+
 # ----------------------------------------------------------------------------------------------------------- averages
 
 
@@ -217,6 +248,18 @@ def trained_on(features: torch.Tensor, keep: torch.Tensor, start: torch.Tensor) 
     return made
 
 
+def entropy_gradients(features: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
+    """Of the projection; averaged over ranks as data parallelism does."""
+    made = quantizer(entropy=1.0, entropy_temperature=0.3).eval()
+    made(features, keep).entropy.backward()
+    gradients = [p.grad for p in made.parameters()]
+    if dist.is_initialized():
+        for gradient in gradients:
+            dist.all_reduce(gradient, op=dist.ReduceOp.SUM)
+            gradient /= dist.get_world_size()
+    return gradients
+
+
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -224,10 +267,11 @@ def _rank(rank: int, folder: str) -> None:
     half = slice(2 * rank, 2 * rank + 2)
     made = trained_on(features[half], keep[half], unit_vectors(20)[10 * rank : 10 * rank + 10])
     torch.save(made.state_dict(), f"{folder}/{rank}.pt")
+    torch.save(entropy_gradients(features[half], keep[half]), f"{folder}/gradients-{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_ranks_give_the_codebook_of_one(tmp_path):
+def test_two_ranks_give_the_codebook_and_the_entropy_of_one(tmp_path):
     multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
     alone = trained_on(*inputs(batch=4), unit_vectors(20)).state_dict()
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
@@ -235,3 +279,7 @@ def test_two_ranks_give_the_codebook_of_one(tmp_path):
     for name, value in alone.items():
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         torch.testing.assert_close(ranks[0][name], value, atol=1e-6, rtol=0)
+    for gradients in (torch.load(tmp_path / f"gradients-{rank}.pt", weights_only=True) for rank in range(2)):
+        for mine, expected in zip(gradients, entropy_gradients(*inputs(batch=4)), strict=True):
+            torch.testing.assert_close(mine, expected, atol=1e-6, rtol=0)
+            assert expected.abs().max() > 1e-4

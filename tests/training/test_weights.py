@@ -54,7 +54,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.safetensors"
     save_weights(model(), path)
     before = path.read_bytes()
-    monkeypatch.setattr("lavit.training.weights.os.replace", lambda *names: 1 / 0)
+    monkeypatch.setattr("lavit.runs.folder.os.replace", lambda *names: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_weights(model(), path)
     assert path.read_bytes() == before
