@@ -22,7 +22,7 @@ def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
     folder = work.folder("eval/caption")
     progress = Progress(folder, 4, "passes")
-    system = LaVIT.from_run(work)
+    system = LaVIT.from_run(work, renders=False)
     pictures, train = work.pictures("captions", cfg.split), work.pictures("captions", "train")
     numbers = pictures.distinct(cfg.captions)
     seen = views(work, cfg.split, numbers)

@@ -21,7 +21,8 @@ def main(experiment: Experiment, run: Path) -> None:
     if experiment.data.vqa is None:
         print("data.vqa is not set: there are no questions to ask")
         return
-    folder, system, codes = work.folder("eval/vqa"), LaVIT.from_run(work), work.codes("vqa", cfg.split)
+    folder, codes = work.folder("eval/vqa"), work.codes("vqa", cfg.split)
+    system = LaVIT.from_run(work, renders=False)
     asked = [(n, q) for n, meta in enumerate(metas(work, cfg.split)) for q in meta["questions"]]
     picked = torch.randperm(len(asked), generator=generator_for(experiment.seed))[: cfg.questions].tolist()
     asked = [asked[i] for i in sorted(picked)]

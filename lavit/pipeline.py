@@ -29,18 +29,18 @@ class Picture:
 class LaVIT:
     """A trained tokenizer, language model and renderer.
 
-    The text plan limits what is written, the image plan what is drawn.
+    The text plan limits what is written, the image plan what is drawn. Without a renderer nothing becomes pixels.
     """
 
-    def __init__(self, tokenizer: Tokenizer, model: UnifiedLM, renderer: DiffusionRenderer, text, row: int):
+    def __init__(self, tokenizer: Tokenizer, model: UnifiedLM, renderer: DiffusionRenderer | None, text, row: int):
         self.tokenizer, self.model, self.renderer, self.text, self.row = tokenizer, model, renderer, text, row
         self.maker = DocumentMaker(model.vocabulary, text)
 
     @classmethod
-    def from_run(cls, work: Workspace) -> LaVIT:
-        """The parts that a run trained."""
-        row = work.experiment.pretrain.row
-        return cls(work.tokenizer(), work.model(), work.renderer(), work.text_tokenizer(), row)
+    def from_run(cls, work: Workspace, renders: bool = True) -> LaVIT:
+        """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
+        renderer = work.renderer() if renders else None
+        return cls(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), work.experiment.pretrain.row)
 
     def look(self, inputs: Tensor) -> list[Picture]:
         """Images (B, 3, S, S) in [0, 1], or their standardized features (B, P, D), as pictures."""

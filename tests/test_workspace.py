@@ -102,6 +102,7 @@ def test_trained_parts_are_opened_as_they_were_saved(work):
     model = work.new_model()
     assert model.vocabulary.text_size == len(text) and model.vocabulary.codes == 12
     save_weights(model, work.run / "pretrain" / "model.safetensors")
+    assert LaVIT.from_run(work, renders=False).renderer is None, "writing needs no trained renderer"
     renderer = work.new_renderer()
     renderer.draft_weight.fill_(0.5)
     save_weights(renderer, work.run / "decoder" / "renderer.safetensors")
