@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from lavit.config import OneOf
+from lavit.layers.ranks import mean_over_ranks
 from lavit.layers.rows import SplitEmbedding, SplitHead
 from lavit.tokens import IGNORE, PackedBatch, Slots
 from lavit.vocabulary import Vocabulary
@@ -105,7 +105,8 @@ class UnifiedLM(nn.Module):
         learned = labels != IGNORE
         is_image = learned & (labels >= self.vocabulary.text_size)
         is_text = learned & ~is_image
-        total = _mean_over_ranks(learned.sum())
+        # Gradients are averaged over ranks; dividing by the mean count makes the loss a mean over all ranks' tokens.
+        total = mean_over_ranks(learned.sum())
         loss = nll.sum() / total.clamp_min(1)
         parts = [(nll * mask).sum().detach() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
         return LMOutput(loss, *parts)
@@ -152,12 +153,3 @@ def isolation_mask(document: Tensor, dtype: torch.dtype) -> Tensor:
     causal = torch.ones(document.shape[1], document.shape[1], dtype=torch.bool, device=document.device).tril()
     allowed = (same & causal)[:, None]
     return torch.zeros(allowed.shape, dtype=dtype, device=document.device).masked_fill(~allowed, torch.finfo(dtype).min)
-
-
-def _mean_over_ranks(count: Tensor) -> Tensor:
-    """Gradients are averaged over ranks; dividing by the mean count makes the sum of losses a mean over all tokens."""
-    count = count.float()
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(count)
-        count = count / dist.get_world_size()
-    return count

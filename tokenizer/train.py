@@ -7,13 +7,15 @@ from pathlib import Path
 import torch
 
 from lavit.experiment import Experiment, run_stage
+from lavit.layers.ranks import gathered
 from lavit.runs import is_done, mark_done
-from lavit.tokenizers.quantizer import gathered
 from lavit.tokenizers.reducer import gumbel_noise, noise_scale
 from lavit.tokenizers.tokenizer import TokenizerBatch
 from lavit.training.loop import Place, generator_for, items_at, train
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
+
+CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 16
 
 
 def main(experiment: Experiment, run: Path) -> None:
@@ -54,20 +56,26 @@ def main(experiment: Experiment, run: Path) -> None:
     def before_step(step: int) -> None:
         tokenizer.quantize = step >= stage.plain_steps
         if step == stage.plain_steps:
-            tokenizer.eval()
             units = [_projected(tokenizer, batch_at(place)) for place in _kmeans_places(experiment)]
             tokenizer.quantizer.start_from(gathered(torch.cat(units)))
 
     train(tokenizer, batch_at, stage.train, folder, before_step)
     if torch.distributed.get_rank() == 0:
+        if tokenizer.selector is not None and tokenizer.selector.config.calibrated:
+            places = (Place(step, 0, 0, 1, CALIBRATION_BATCH) for step in range(CALIBRATION_BATCHES))
+            tokenizer.eval().selector.calibrate(_features(tokenizer, inputs(place)) for place in places)
         save_weights(tokenizer, folder / "tokenizer.safetensors")
         mark_done(folder, {"steps": stage.train.steps})
 
 
+def _features(tokenizer, inputs: torch.Tensor) -> torch.Tensor:
+    """(B, P, D) features of inputs, where the tokenizer is."""
+    return tokenizer.patch_features(inputs.to(next(tokenizer.parameters()).device))
+
+
 def _projected(tokenizer, batch: TokenizerBatch) -> torch.Tensor:
     """(n, C) float32 unit vectors of a batch's kept patches, before quantization."""
-    device = next(tokenizer.parameters()).device
-    features = tokenizer.patch_features(batch.inputs.to(device))
+    features = _features(tokenizer, batch.inputs)
     merged, keep, _ = tokenizer.merger(features, tokenizer.select(features))
     return tokenizer.quantizer.project(merged)[keep]
 

@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from lavit.layers.ranks import gathered, summed_over_ranks, world_size
 
 
 @dataclass
@@ -112,7 +113,7 @@ class Quantizer(nn.Module):
         count = torch.zeros(size, device=unit.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
         total = torch.zeros_like(self.total).index_add_(0, codes, unit)
         pool = gathered(unit)
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             dist.all_reduce(count)
             dist.all_reduce(total)
         if not total.isfinite().all():
@@ -173,19 +174,3 @@ def spherical_kmeans(unit: Tensor, size: int, iterations: int, generator: torch.
 def entropy_of(chance: Tensor) -> Tensor:
     """(..., K) probabilities to their (...) entropy in nats."""
     return -torch.special.xlogy(chance, chance.clamp_min(1e-12)).sum(-1)
-
-
-def summed_over_ranks(values: Tensor) -> Tensor:
-    """The sum over all ranks; gradients flow back to every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return values
-    return dist.nn.functional.all_reduce(values)
-
-
-def gathered(rows: Tensor) -> Tensor:
-    """The rows (n, C) of every rank, in the order of ranks; ``rows`` itself on one rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    parts: list[Tensor | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows.cpu())
-    return torch.cat(parts).to(rows.device)

@@ -6,6 +6,7 @@ LaVIT, arXiv 2309.04669, section 3.1. The merger runs on gathered kept tokens, s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,16 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavit.config import OneOf
+from lavit.layers.ranks import gathered
 from lavit.layers.transformer import Block, init_weights, sequence_positions
 from lavit.tokens import kept_index
 
 
 @dataclass
 class LearnedConfig:
-    """Content decides what is kept: eq. 1 with target rate ``rho`` and rate-loss weight ``rate_weight`` (eq. 4)."""
+    """Content decides what is kept: eq. 1 with target rate ``rho`` and rate-loss weight ``rate_weight`` (eq. 4).
+
+    In the paper a patch is kept where its probability is above one half, and the rate loss alone leads to ``rho``. Then
+    all probabilities gather at one half, and the last step of a training can move the count by a third.
+    ``calibrated`` decides by rank instead: a training batch keeps its share ``rho`` of likeliest patches, and the
+    threshold that does so for a sample of training pictures is stored at the end.
+    """
 
     rho: float = 1 / 3
     rate_weight: float = 2.0
+    calibrated: bool = False
 
 
 @dataclass
@@ -66,14 +75,17 @@ class Selection(NamedTuple):
 class Selector(nn.Module):
     """Keep probabilities for patches (B, P, D): half of the channels see the patch, half the image's mean."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, config: LearnedConfig):
         super().__init__()
+        self.config = config
         self.norm = nn.LayerNorm(width)
         self.inner = nn.Linear(width, width)
         half = width - width // 2
         self.out = nn.Sequential(
             nn.Linear(width, half), nn.GELU(), nn.Linear(half, half // 2), nn.GELU(), nn.Linear(half // 2, 2)
         )
+        # The log-odds of being kept above which a patch is kept; 0 is a probability of one half.
+        self.register_buffer("threshold", torch.zeros(()))
         init_weights(self)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -99,12 +111,24 @@ class Selector(nn.Module):
         """
         log_p = self(features)
         scores = log_p if noise is None else log_p + noise
-        soft = scores.softmax(-1)[..., 0]
-        keep = soft > 0.5
-        best = scores[..., 0].argmax(1, keepdim=True)
-        keep = keep.scatter(1, best, True)
+        odds = scores[..., 0] - scores[..., 1]
+        threshold = self._threshold_of(odds) if self.training and self.config.calibrated else self.threshold
+        soft = (odds - threshold).sigmoid()
+        keep = odds > threshold
+        keep = keep.scatter(1, odds.argmax(1, keepdim=True), True)
         gate = keep.to(soft.dtype) + (soft - soft.detach())
         return Selection(keep, gate, log_p[..., 0].exp())
+
+
+    def _threshold_of(self, odds: Tensor) -> Tensor:
+        """() log-odds above which the share ``rho`` of all ranks' patches (B, P) lies; no gradient."""
+        return gathered(odds).flatten().quantile(1 - self.config.rho)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Store the threshold that keeps the share ``rho`` of the patches of ``batches``, each (B, P, D) features."""
+        scores = torch.cat([self(features) for features in batches])
+        self.threshold.copy_((scores[..., 0] - scores[..., 1]).flatten().quantile(1 - self.config.rho))
 
 
 def even_positions(patches: int, tokens: int) -> Tensor:

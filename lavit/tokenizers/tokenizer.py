@@ -69,7 +69,7 @@ class Tokenizer(nn.Module):
         kind, choice = config.selection.chosen()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.selector = Selector(width) if kind == "learned" else None
+            self.selector = Selector(width, choice) if kind == "learned" else None
             self.merger = Merger(width, patches, config.merger, config.attention)
             self.quantizer = Quantizer(config.merger.width, config.quantizer, seed)
             self.decoder = FeatureDecoder(config.quantizer.width, patches, width, config.decoder, config.attention)

@@ -8,7 +8,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 import torch.nn.functional as F
 
-from lavit.tokenizers.quantizer import Quantizer, QuantizerConfig, gathered, spherical_kmeans
+from lavit.layers.ranks import gathered
+from lavit.tokenizers.quantizer import Quantizer, QuantizerConfig, spherical_kmeans
 
 FEATURES, WIDTH, CODES = 6, 4, 5
 

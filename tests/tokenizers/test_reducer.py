@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lavit.tokenizers.reducer import (
+    LearnedConfig,
     Merger,
     MergerConfig,
     Selection,
@@ -30,7 +31,7 @@ def keeping(*rows: list[int]) -> Selection:
 @pytest.fixture
 def selector():
     torch.manual_seed(1)
-    return Selector(WIDTH)
+    return Selector(WIDTH, LearnedConfig()).eval()
 
 
 @pytest.fixture(params=[False, True], ids=["no places", "places"])
@@ -38,6 +39,11 @@ def merger(request):
     torch.manual_seed(2)
     config = MergerConfig(width=8, blocks=2, heads=2, mlp=16, position=request.param)
     return Merger(WIDTH, PATCHES, config).eval()
+
+
+def calibrated(rho: float) -> Selector:
+    torch.manual_seed(0)
+    return Selector(WIDTH, LearnedConfig(rho=rho, calibrated=True)).eval()
 
 
 # ------------------------------------------------------------------------------------------------------- selector
@@ -91,6 +97,33 @@ def test_noise_decides_by_the_noisy_scores(selector):
     kept = selector.select(images(3), noise).keep
     assert torch.equal(kept, expected)
     assert not torch.equal(kept, selector.select(images(3)).keep)
+
+
+@pytest.mark.parametrize("rho", [0.1, 0.5])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_calibrated_training_batches_keep_their_share(rho, noisy):
+    made = calibrated(rho).train()
+    noise = gumbel_noise((40, PATCHES, 2), torch.Generator().manual_seed(3)) if noisy else None
+    chosen = made.select(images(40), noise)
+    scores = made(images(40)) + (noise if noisy else 0)
+    odds = scores[..., 0] - scores[..., 1]
+    likeliest = odds >= odds.flatten().sort(descending=True).values[round(rho * odds.numel()) - 1]
+    first = torch.zeros_like(likeliest).scatter(1, odds.argmax(1, keepdim=True), True)
+    assert torch.equal(chosen.keep, likeliest | first), "ranked over the batch, and one an image at least"
+    assert made.threshold.item() == 0, "training does not move what evaluation uses"
+    chosen.gate.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
+
+
+def test_calibration_stores_the_threshold_of_a_sample():
+    made = calibrated(0.25)
+    made.out[-1].bias.data = torch.tensor([-3.0, 3.0])
+    assert (made.select(images(40)).keep.sum(1) == 1).all(), "by one half nearly nothing is kept"
+    made.calibrate(images(40).split(7))
+    assert made.select(images(40)).keep.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    again = calibrated(0.25)
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again.select(images(4)).keep, made.select(images(40)[:4]).keep), "kept with the weights"
 
 
 def test_gate_equals_keep_and_its_gradient_reaches_the_selector(selector):
