@@ -81,8 +81,6 @@ class Encoder(nn.Module):
             self.backbone = timm.create_model(config.model, **_timm_options(config))
         load_weights(self.backbone, config.weights)
         self.backbone.eval().requires_grad_(False)
-        weights = torch.cat([torch.full((layer.width,), layer.weight) for layer in config.layers])
-        self.register_buffer("channel_weight", weights, persistent=False)
         self.register_buffer("pixel_mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("mean", torch.zeros(config.width))

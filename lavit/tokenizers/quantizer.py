@@ -86,9 +86,10 @@ class Quantizer(nn.Module):
                 words = self.lookup(codes)
             mask = keep[..., None].float()
             commitment = ((unit - words).square().sum(-1) * keep).sum() / keep.sum()
-            entropy = self.entropy(unit[keep]) if self.config.entropy else commitment.new_zeros(())
+            kept = unit[keep]
+            entropy = self.entropy(kept) if self.config.entropy else commitment.new_zeros(())
             if self.training:
-                self._move(unit.detach()[keep], codes[keep])
+                self._move(kept.detach(), codes[keep])
             straight = unit + (words - unit).detach()
             return Quantized(straight * mask, codes * keep, commitment, entropy)
 

@@ -112,23 +112,24 @@ class Selector(nn.Module):
         log_p = self(features)
         scores = log_p if noise is None else log_p + noise
         odds = scores[..., 0] - scores[..., 1]
-        threshold = self._threshold_of(odds) if self.training and self.config.calibrated else self.threshold
+        threshold = self.threshold
+        if self.training and self.config.calibrated:
+            threshold = self._threshold_of(gathered(odds))
         soft = (odds - threshold).sigmoid()
         keep = odds > threshold
         keep = keep.scatter(1, odds.argmax(1, keepdim=True), True)
         gate = keep.to(soft.dtype) + (soft - soft.detach())
         return Selection(keep, gate, log_p[..., 0].exp())
 
-
     def _threshold_of(self, odds: Tensor) -> Tensor:
-        """() log-odds above which the share ``rho`` of all ranks' patches (B, P) lies; no gradient."""
-        return gathered(odds).flatten().quantile(1 - self.config.rho)
+        """() log-odds above which the share ``rho`` of the patches (B, P) lies."""
+        return odds.flatten().quantile(1 - self.config.rho)
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Store the threshold that keeps the share ``rho`` of the patches of ``batches``, each (B, P, D) features."""
         scores = torch.cat([self(features) for features in batches])
-        self.threshold.copy_((scores[..., 0] - scores[..., 1]).flatten().quantile(1 - self.config.rho))
+        self.threshold.copy_(self._threshold_of(scores[..., 0] - scores[..., 1]))
 
 
 def even_positions(patches: int, tokens: int) -> Tensor:

@@ -76,6 +76,8 @@ class Tokenizer(nn.Module):
         if kind == "even":
             self.register_buffer("fixed", even_positions(patches, choice.tokens), persistent=False)
         self.encoder = Encoder(config.encoder)
+        weights = torch.cat([torch.full((layer.width,), layer.weight) for layer in config.encoder.layers])
+        self.register_buffer("channel_weight", weights, persistent=False)
         self.quantize = True
 
     def patch_features(self, inputs: Tensor) -> Tensor:
@@ -126,7 +128,7 @@ class Tokenizer(nn.Module):
             words = self.quantizer.project(merged) * keep[..., None]
             commitment = entropy = words.new_zeros(())
         rebuilt = self.decoder(words, keep)
-        weight, cfg = self.encoder.channel_weight, self.config.quantizer
+        weight, cfg = self.channel_weight, self.config.quantizer
         loss = 1 - cosine(features * weight, rebuilt * weight).mean()
         loss = loss + cfg.commitment * commitment + cfg.entropy * entropy
         learned = self.config.selection.learned
@@ -135,5 +137,5 @@ class Tokenizer(nn.Module):
             per_image = selection.gate.float().mean(1)
             loss = loss + learned.rate_weight * (learned.rho - per_image).square().mean()
         rate, tokens = selection.gate.float().mean(), keep.float().sum(1).mean()
-        figures = (cosine(features, rebuilt).mean(), rate, commitment, entropy, tokens)
+        figures = (cosine(features, rebuilt.detach()).mean(), rate, commitment, entropy, tokens)
         return TokenizerLoss(loss, *(figure.detach() for figure in figures))

@@ -89,12 +89,12 @@ def test_loss_is_equation_4(made, quantize, noisy):
 
 def test_the_weights_of_layers_multiply_channels_in_the_loss_alone(made):
     plain = made(TokenizerBatch(features(3), None))
-    made.encoder.channel_weight[:12] = 3.0
+    made.channel_weight[:12] = 3.0
     weighted = made(TokenizerBatch(features(3), None))
     assert weighted.cosine == plain.cosine, "the reported cosine treats channels alike"
     tokens = made.encode_features(features(3))
     x, y = features(3), made.decode(tokens)
-    weight = made.encoder.channel_weight
+    weight = made.channel_weight
     expected = 1 - torch.cosine_similarity(x * weight, y * weight, dim=-1).mean()
     rest = plain.loss - (1 - plain.cosine)
     assert (weighted.loss - rest).item() == pytest.approx(expected.item(), abs=1e-5)
