@@ -1,11 +1,10 @@
-"""DeepSpeed from the typed configuration: optimizer groups, ZeRO stage, process group, checkpoints.
+"""DeepSpeed from the typed configuration: ZeRO stage, process group, checkpoints.
 
 The dict that DeepSpeed wants is built here and nowhere else; there is no JSON file beside it.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 from dataclasses import dataclass, field
@@ -16,24 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-
-@dataclass
-class OptimizerConfig:
-    """AdamW with a warm-up and a cosine down to ``final`` × lr.
-
-    ``scale`` maps name globs to factors of the learning rate; ``frozen`` lists name globs of parameters that stay.
-    """
-
-    lr: float = 6e-4
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    warmup: int = 20
-    final: float = 0.05
-    scale: dict[str, float] = field(default_factory=dict)
-    frozen: list[str] = field(default_factory=list)
+from lavit.training.optimizer import OptimizerConfig, optimizer_for
 
 
 @dataclass
@@ -84,41 +66,6 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def matching(names: list[str], glob: str, key: str) -> list[str]:
-    """The names that a glob matches.
-
-    Raises:
-        ValueError: it matches none, with the names there are.
-    """
-    found = fnmatch.filter(names, glob)
-    if not found:
-        raise ValueError(f"{key}: '{glob}' matches no parameter; there are {', '.join(names[:6])}, …")
-    return found
-
-
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """AdamW groups of the trainable parameters: by learning-rate factor, without decay for vectors and biases.
-
-    Freezes what ``config.frozen`` names.
-    """
-    named = dict(model.named_parameters())
-    for glob in config.frozen:
-        for name in matching(list(named), glob, "optimizer.frozen"):
-            named[name].requires_grad_(False)
-    factor = dict.fromkeys(named, 1.0)
-    for glob, value in config.scale.items():
-        factor.update(dict.fromkeys(matching(list(named), glob, "optimizer.scale"), value))
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in named.items():
-        if parameter.requires_grad:
-            groups.setdefault((factor[name], parameter.dim() >= 2), []).append(parameter)
-    return [
-        {"params": params, "lr": config.lr * scale, "base_lr": config.lr * scale,
-         "weight_decay": config.weight_decay if decay else 0.0}
-        for (scale, decay), params in groups.items()
-    ]  # fmt: skip
-
-
 def build_engine(model: nn.Module, config: TrainConfig, world: int) -> Any:
     """The DeepSpeed engine around ``model``.
 
@@ -136,10 +83,13 @@ def build_engine(model: nn.Module, config: TrainConfig, world: int) -> Any:
     if config.zero_stage not in (0, 1, 2, 3):
         raise ValueError(f"zero_stage {config.zero_stage} is unknown; choose 0, 1, 2 or 3")
     opt = config.optimizer
-    groups = parameter_groups(model, opt)
-    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
-    # Fused keeps one pass over the parameters, on CPU too; DeepSpeed's own CPU Adam would have to be compiled.
-    adam = torch.optim.AdamW(groups, lr=opt.lr, betas=(opt.beta1, opt.beta2), eps=opt.eps, fused=True)
+    if opt.muon and config.zero_stage:
+        raise ValueError(
+            f"optimizer.muon needs zero_stage 0, not {config.zero_stage}: ZeRO cuts the matrices that Muon "
+            "orthogonalizes; choose zero_stage: 0 or muon: null"
+        )
+    optimizer = optimizer_for(model, opt)
+    trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     settings = {
         "train_micro_batch_size_per_gpu": config.batch // (world * config.accumulate),
         "gradient_accumulation_steps": config.accumulate,
@@ -150,7 +100,7 @@ def build_engine(model: nn.Module, config: TrainConfig, world: int) -> Any:
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=settings, dist_init_required=False)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
 
 
@@ -167,7 +117,7 @@ def finite_gradients(engine: Any) -> bool:
 def skip_update(engine: Any, skip: bool) -> None:
     """Let the engine's next step leave weights and moments as they are, or not.
 
-    The engine still steps and does its own bookkeeping; fused AdamW passes over an update whose ``found_inf`` is 1.
+    The engine still steps and does its own bookkeeping; both optimizers pass over an update whose ``found_inf`` is 1.
     """
     engine.basic_optimizer.found_inf = torch.tensor(float(skip), device=engine.device)
 
@@ -185,16 +135,6 @@ def make_whole(module: nn.Module) -> None:
             values = [parameter.detach().clone() for parameter in spread]
         for parameter, value in zip(spread, values, strict=True):
             parameter.data = value
-
-
-def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Linear warm-up, then a cosine from 1 to ``final``; a function of the step alone, so nothing is to be saved."""
-    import math
-
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, steps - config.warmup)
-    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def digest(module: nn.Module) -> str:

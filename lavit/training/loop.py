@@ -27,11 +27,11 @@ from lavit.training.engine import (
     complete_checkpoints,
     finite_gradients,
     latest_checkpoint,
-    learning_rate_factor,
     make_whole,
     skip_update,
     start_processes,
 )
+from lavit.training.optimizer import learning_rate_factor
 
 
 class Place(NamedTuple):

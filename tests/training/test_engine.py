@@ -1,72 +1,24 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
 from lavit.training.engine import (
-    OptimizerConfig,
     TrainConfig,
     build_engine,
     complete_checkpoints,
     digest,
     latest_checkpoint,
-    learning_rate_factor,
-    matching,
-    parameter_groups,
 )
+from lavit.training.optimizer import MuonConfig, OptimizerConfig
+
+MUON = OptimizerConfig(muon=MuonConfig(["body*"]))
 
 
 def model() -> nn.Module:
     torch.manual_seed(0)
     return nn.ModuleDict({"port": nn.Linear(3, 4), "body": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))})
-
-
-# ------------------------------------------------------------------------------------------------------ learning rate
-
-
-def test_learning_rate_factor_at_analytic_points():
-    config = OptimizerConfig(warmup=10, final=0.2)
-    assert [learning_rate_factor(step, 110, config) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
-    assert learning_rate_factor(10, 110, config) == pytest.approx(1.0)
-    assert learning_rate_factor(60, 110, config) == pytest.approx(0.6), "half of the cosine: the mean of 1 and final"
-    assert learning_rate_factor(35, 110, config) == pytest.approx(0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2)
-    assert learning_rate_factor(110, 110, config) == pytest.approx(0.2)
-
-
-def test_learning_rate_factor_without_warmup_and_with_nothing_else():
-    assert learning_rate_factor(0, 10, OptimizerConfig(warmup=0)) == 1.0
-    assert [learning_rate_factor(step, 2, OptimizerConfig(warmup=2)) for step in (0, 1)] == [0.5, 1.0]
-
-
-# ------------------------------------------------------------------------------------------------------------ groups
-
-
-def test_groups_by_factor_and_decay():
-    made = model()
-    config = OptimizerConfig(lr=0.1, weight_decay=0.3, scale={"port*": 5.0}, frozen=["body.0.*"])
-    groups = parameter_groups(made, config)
-    found = {id(p): (group["lr"], group["base_lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert found == {
-        id(made["port"].weight): (0.5, 0.5, 0.3),
-        id(made["port"].bias): (0.5, 0.5, 0.0),
-        id(made["body"][1].weight): (0.1, 0.1, 0.0),
-        id(made["body"][1].bias): (0.1, 0.1, 0.0),
-    }
-    assert [name for name, p in made.named_parameters() if not p.requires_grad] == ["body.0.weight", "body.0.bias"]
-
-
-@pytest.mark.parametrize("changes", [{"scale": {"prt*": 2.0}}, {"frozen": ["prt*"]}])
-def test_a_glob_that_matches_nothing(changes):
-    key = next(iter(changes))
-    with pytest.raises(ValueError, match=rf"optimizer.{key}: 'prt\*' matches no parameter; there are port.weight"):
-        parameter_groups(model(), OptimizerConfig(**changes))
-
-
-def test_matching():
-    assert matching(["a.b", "a.c", "d"], "a.*", "key") == ["a.b", "a.c"]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +27,7 @@ def test_matching():
         ({"batch": 6, "accumulate": 2}, "batch 6 is not a multiple of 2 ranks × 2 accumulation steps"),
         ({"precision": "fp16"}, "precision 'fp16' is unknown; choose fp32 or bf16"),
         ({"zero_stage": 4}, "zero_stage 4 is unknown"),
+        ({"zero_stage": 2, "optimizer": MUON}, "optimizer.muon needs zero_stage 0, not 2"),
     ],
 )
 def test_settings_that_make_no_engine(changes, said):
