@@ -64,12 +64,44 @@ class MergerConfig:
 
 
 class Selection(NamedTuple):
-    """keep (B, P) bool; gate (B, P) float, numerically ``keep`` but carrying the selector's gradient; probability
-    (B, P) float of being kept."""
+    """keep (B, P) bool; gate (B, P) float, numerically ``keep`` but carrying the selector's gradient; importance
+    (B, P) float, the log-odds of being kept, by which a budget ranks patches."""
 
     keep: Tensor
     gate: Tensor
-    probability: Tensor
+    importance: Tensor
+
+
+class Budget(NamedTuple):
+    """How long the token sequence of an image may be; at most one of the three, none leaves it to the selector.
+
+    tokens: exactly so many; ratio: exactly this share of the patches, in (0, 1], rounded, at least one token;
+    at_most: what the selector keeps, without the least important of them if there are more.
+    """
+
+    tokens: int | None = None
+    ratio: float | None = None
+    at_most: int | None = None
+
+    def limit(self, patches: int) -> int | None:
+        """The number of tokens that is meant for an image of ``patches``, None without a budget.
+
+        Raises:
+            ValueError: more than one budget, or one that no image can meet.
+        """
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        if not given:
+            return None
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} contradict each other; give one of tokens, ratio and at_most")
+        [(name, value)] = given.items()
+        if name == "ratio":
+            if not 0 < value <= 1:
+                raise ValueError(f"ratio is {value}, but it must be above 0 and at most 1")
+            return max(1, round(value * patches))
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= patches:
+            raise ValueError(f"{name} is {value!r}, but an image has {patches} patches: give a whole number from 1 on")
+        return value
 
 
 class Selector(nn.Module):
@@ -119,7 +151,7 @@ class Selector(nn.Module):
         keep = odds > threshold
         keep = keep.scatter(1, odds.argmax(1, keepdim=True), True)
         gate = keep.to(soft.dtype) + (soft - soft.detach())
-        return Selection(keep, gate, log_p[..., 0].exp())
+        return Selection(keep, gate, odds)
 
     def _threshold_of(self, odds: Tensor) -> Tensor:
         """() log-odds above which the share ``rho`` of the patches (B, P) lies."""
@@ -130,6 +162,24 @@ class Selector(nn.Module):
         """Store the threshold that keeps the share ``rho`` of the patches of ``batches``, each (B, P, D) features."""
         scores = torch.cat([self(features) for features in batches])
         self.threshold.copy_(self._threshold_of(scores[..., 0] - scores[..., 1]))
+
+
+FREE = Budget()
+
+
+def within(selection: Selection, budget: Budget) -> Selection:
+    """The selection of every image cut or filled to ``budget``, the most important patches first.
+
+    Among equally important patches the first in raster order is kept.
+    """
+    limit = budget.limit(selection.keep.shape[1])
+    if limit is None:
+        return selection
+    order = selection.importance.sort(dim=1, descending=True, stable=True).indices
+    keep = torch.zeros_like(selection.keep).scatter(1, order[:, :limit], True)
+    if budget.at_most is not None:
+        keep &= selection.keep
+    return Selection(keep, keep.float(), selection.importance)
 
 
 def even_positions(patches: int, tokens: int) -> Tensor:

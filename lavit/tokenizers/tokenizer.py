@@ -15,6 +15,8 @@ from lavit.tokenizers.decoder import FeatureDecoder, FeatureDecoderConfig, cosin
 from lavit.tokenizers.encoders import Encoder, EncoderConfig
 from lavit.tokenizers.quantizer import Quantizer, QuantizerConfig
 from lavit.tokenizers.reducer import (
+    FREE,
+    Budget,
     LearnedConfig,
     Merger,
     MergerConfig,
@@ -22,6 +24,7 @@ from lavit.tokenizers.reducer import (
     SelectionConfig,
     Selector,
     even_positions,
+    within,
 )
 from lavit.tokens import Tokens
 
@@ -74,7 +77,7 @@ class Tokenizer(nn.Module):
             self.quantizer = Quantizer(config.merger.width, config.quantizer, seed)
             self.decoder = FeatureDecoder(config.quantizer.width, patches, width, config.decoder, config.attention)
         if kind == "even":
-            self.register_buffer("fixed", even_positions(patches, choice.tokens), persistent=False)
+            even_positions(patches, choice.tokens)  # an impossible number is said now
         self.encoder = Encoder(config.encoder)
         weights = torch.cat([torch.full((layer.width,), layer.weight) for layer in config.encoder.layers])
         self.register_buffer("channel_weight", weights, persistent=False)
@@ -84,22 +87,38 @@ class Tokenizer(nn.Module):
         """(B, P, D) standardized features as they are, or those of images (B, 3, S, S)."""
         return self.encoder(inputs) if inputs.dim() == 4 else inputs
 
-    def select(self, features: Tensor, noise: Tensor | None = None) -> Selection:
+    def select(self, features: Tensor, noise: Tensor | None = None, budget: Budget = FREE) -> Selection:
         """What to keep of (B, P, D) features; without noise the answer depends on the image alone."""
         if self.selector is not None:
-            return self.selector.select(features, noise)
-        keep = self.fixed.expand(len(features), -1)
+            return within(self.selector.select(features, noise), budget)
+        patches = self.config.encoder.patches
+        count = self.config.selection.even.tokens
+        limit = budget.limit(patches) or count
+        keep = even_positions(patches, min(limit, count) if budget.at_most else limit).to(features.device)
+        keep = keep.expand(len(features), -1)
         return Selection(keep, keep.float(), keep.float())
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tokens:
-        """Tokens of images (B, 3, S, S) float32 in [0, 1]."""
-        return self.encode_features(self.encoder(images))
+    def encode(
+        self, images: Tensor, *, tokens: int | None = None, ratio: float | None = None, at_most: int | None = None
+    ) -> Tokens:
+        """Tokens of images (B, 3, S, S) float32 in [0, 1]; see :meth:`encode_features`."""
+        return self.encode_features(self.encoder(images), tokens=tokens, ratio=ratio, at_most=at_most)
 
     @torch.no_grad()
-    def encode_features(self, features: Tensor) -> Tokens:
-        """Tokens of (B, P, D) standardized encoder features: codes, merged features and positions."""
-        merged, keep, position = self.merger(features, self.select(features))
+    def encode_features(
+        self, features: Tensor, *, tokens: int | None = None, ratio: float | None = None, at_most: int | None = None
+    ) -> Tokens:
+        """Tokens of (B, P, D) standardized encoder features: codes, merged features and positions, in raster order.
+
+        Nothing is drawn at random: the selector decides by the probability that it gives a patch. ``tokens``,
+        ``ratio`` or ``at_most`` set the length instead (:class:`~lavit.tokenizers.reducer.Budget`), and the most
+        important patches come first.
+
+        Raises:
+            ValueError: more than one budget, or one that no image can meet.
+        """
+        merged, keep, position = self.merger(features, self.select(features, budget=Budget(tokens, ratio, at_most)))
         codes = self.quantizer.nearest(self.quantizer.project(merged.float()))
         return Tokens(codes * keep, keep, merged, position)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lavit.tokenizers.reducer import (
+    Budget,
     LearnedConfig,
     Merger,
     MergerConfig,
@@ -12,6 +13,7 @@ from lavit.tokenizers.reducer import (
     even_positions,
     gumbel_noise,
     noise_scale,
+    within,
 )
 
 WIDTH, PATCHES = 12, 9
@@ -64,9 +66,9 @@ def test_selector_decides_in_float32_under_autocast(selector):
 def test_selection_without_noise_is_deterministic_and_follows_the_probability(selector):
     first, second = selector.select(images(4)), selector.select(images(4))
     assert torch.equal(first.keep, second.keep)
-    torch.testing.assert_close(first.probability, selector(images(4))[..., 0].exp())
-    likeliest = first.probability == first.probability.amax(1, keepdim=True)
-    assert torch.equal(first.keep, (first.probability > 0.5) | likeliest)
+    torch.testing.assert_close(first.importance.sigmoid(), selector(images(4))[..., 0].exp())
+    likeliest = first.importance == first.importance.amax(1, keepdim=True)
+    assert torch.equal(first.keep, (first.importance > 0) | likeliest)
     assert 0 < first.keep.float().mean() < 1, "a selector that keeps all or nothing shows nothing here"
 
 
@@ -75,14 +77,14 @@ def test_selection_of_an_image_is_independent_of_its_neighbours(selector):
     for i in range(4):
         alone = selector.select(images(4)[i : i + 1])
         assert torch.equal(alone.keep[0], together.keep[i])
-        torch.testing.assert_close(alone.probability[0], together.probability[i], atol=1e-6, rtol=0)
+        torch.testing.assert_close(alone.importance[0], together.importance[i], atol=1e-6, rtol=0)
 
 
 def test_at_least_the_likeliest_patch_is_kept(selector):
     selector.out[-1].bias.data = torch.tensor([-50.0, 50.0])
     chosen = selector.select(images(3))
     assert chosen.keep.sum(1).tolist() == [1, 1, 1]
-    assert torch.equal(chosen.keep.long().argmax(1), chosen.probability.argmax(1))
+    assert torch.equal(chosen.keep.long().argmax(1), chosen.importance.argmax(1))
 
 
 def test_every_patch_may_be_kept(selector):
@@ -132,7 +134,8 @@ def test_gate_equals_keep_and_its_gradient_reaches_the_selector(selector):
     chosen.gate.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in selector.parameters())
     # d gate / d logit of "keep" is p (1 - p): temperature 1, straight through.
-    expected = (chosen.probability * (1 - chosen.probability)).sum().detach()
+    p = chosen.importance.detach().sigmoid()
+    expected = (p * (1 - p)).sum()
     torch.testing.assert_close(selector.out[-1].bias.grad, torch.stack([expected, -expected]))
 
 
@@ -150,6 +153,47 @@ def test_noise_scale_ends():
     assert noise_scale(0, 0) == noise_scale(5, 0) == 0.0
     falling = [noise_scale(step, 100) for step in range(101)]
     assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("budget", "counts"),
+    [
+        (Budget(), [3, 1]),
+        (Budget(tokens=1), [1, 1]),
+        (Budget(tokens=4), [4, 4]),
+        (Budget(tokens=PATCHES), [PATCHES, PATCHES]),
+        (Budget(ratio=0.5), [4, 4]),
+        (Budget(ratio=0.01), [1, 1]),
+        (Budget(ratio=1.0), [PATCHES, PATCHES]),
+        (Budget(at_most=2), [2, 1]),
+        (Budget(at_most=PATCHES), [3, 1]),
+    ],
+)
+def test_a_budget_keeps_what_was_asked_the_most_important_first(budget, counts):
+    importance = torch.tensor([[-1.0, 3, -2, 1, -9, -3, 2, -8, -1], [-5.0] * PATCHES])
+    chosen = within(keeping([1, 3, 6], [0])._replace(importance=importance), budget)
+    assert chosen.keep.sum(1).tolist() == counts and torch.equal(chosen.gate, chosen.keep.float())
+    assert chosen.keep[0].nonzero().flatten().tolist() == sorted([1, 6, 3, 0, 8, 2, 5, 7, 4][: counts[0]])
+    assert chosen.keep[1].nonzero().flatten().tolist() == list(range(counts[1])), "equals go by raster order"
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (Budget(tokens=0), "tokens is 0, but an image has 9 patches: give a whole number from 1 on"),
+        (Budget(tokens=10), "tokens is 10, but an image has 9 patches"),
+        (Budget(at_most=10), "at_most is 10, but an image has 9 patches"),
+        (Budget(at_most=2.5), "at_most is 2.5, but an image has 9 patches"),
+        (Budget(tokens=True), "tokens is True"),
+        (Budget(ratio=0.0), "ratio is 0.0, but it must be above 0 and at most 1"),
+        (Budget(ratio=1.1), "ratio is 1.1"),
+        (Budget(ratio=float("nan")), "ratio is nan"),
+        (Budget(tokens=3, ratio=0.5), "tokens and ratio contradict each other"),
+    ],
+)
+def test_impossible_budgets(budget, said):
+    with pytest.raises(ValueError, match=said):
+        within(keeping([1]), budget)
 
 
 @pytest.mark.parametrize("tokens", [1, 4, PATCHES])

@@ -175,6 +175,36 @@ def test_encoding_is_deterministic_and_moves_nothing():
     assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
 
 
+@pytest.mark.parametrize("selection", [SelectionConfig(learned=LearnedConfig()), SelectionConfig(even=EvenConfig(5))])
+def test_a_budget_sets_the_length(selection):
+    made = tokenizer(selection=selection).eval()
+    free = made.encode(images(3))
+    for budget, count in (({"tokens": 7}, 7), ({"ratio": 0.25}, 4), ({"ratio": 1.0}, PATCHES)):
+        tokens = made.encode(images(3), **budget)
+        assert tokens.codes.shape == (3, count) and tokens.keep.all() and tokens.position.diff(dim=1).gt(0).all()
+    trimmed = made.encode(images(3), at_most=3)
+    assert trimmed.keep.sum(1).tolist() == free.keep.sum(1).clamp(max=3).tolist()
+    whole = made.encode(images(3), at_most=PATCHES)
+    assert torch.equal(whole.codes, free.codes) and torch.equal(whole.position, free.position)
+    with pytest.raises(ValueError, match="tokens is 17, but an image has 16 patches"):
+        made.encode(images(3), tokens=17)
+
+
+def test_the_patches_of_a_budget_are_among_those_of_a_larger_one(made):
+    kept = [set(made.encode(images(1), tokens=n).position[0].tolist()) for n in range(1, PATCHES + 1)]
+    assert all(small < large for small, large in zip(kept, kept[1:], strict=False))
+    importance = made.select(made.encoder(images(1))).importance[0]
+    assert kept[0] == {int(importance.argmax())}
+
+
+def test_a_hundred_calls_give_one_answer(made):
+    first = made.encode(images(4))
+    for call in range(100):
+        torch.manual_seed(call)
+        again = made.encode(images(4))
+        assert torch.equal(again.codes, first.codes) and torch.equal(again.position, first.position)
+
+
 def test_codes_alone_decode_like_the_tokens_they_came_from(made):
     tokens = made.encode_features(features(2))
     assert made.lookup(tokens.codes, tokens.keep).features is None
