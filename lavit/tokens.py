@@ -93,11 +93,36 @@ class PackedBatch(NamedTuple):
     slots: dict[str, Slots]
 
 
-def kept_index(keep: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of the kept entries of (B, P) bool ``keep`` in raster order: (B, N) int64 and (B, N) bool real."""
-    counts = keep.sum(1)
-    width = int(counts.max())
-    # A stable sort of "dropped" puts the kept places first and leaves both groups in raster order.
-    order = torch.sort((~keep).to(torch.int8), dim=1, stable=True).indices[:, :width]
-    real = torch.arange(width, device=keep.device)[None] < counts[:, None]
-    return order, real
+class Rows(NamedTuple):
+    """Where packed rows of a ragged batch stand in its padded form, left-aligned.
+
+    Attributes:
+        place: (T,) int64 flat places in B*N, increasing; T = the items of all images together.
+        source: (T,) int64 flat places in B*P that the rows were taken from.
+        real: (B, N) bool, True where a row stands; N = the most rows of any item.
+    """
+
+    place: Tensor
+    source: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(cls, keep: Tensor) -> Rows:
+        """The rows of the kept entries of (B, P) bool ``keep``, in raster order."""
+        counts = keep.sum(1)
+        length = int(counts.max())
+        real = torch.arange(length, device=keep.device)[None] < counts[:, None]
+        return cls(real.flatten().nonzero().flatten(), keep.flatten().nonzero().flatten(), real)
+
+    def take(self, x: Tensor) -> Tensor:
+        """The packed rows (T, D) of (B, P, D)."""
+        return x.flatten(0, 1)[self.source]
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """(T, D) packed rows to (B, N, D), zero where nothing stands."""
+        out = rows.new_zeros(self.real.numel(), rows.shape[-1])
+        return out.index_copy(0, self.place, rows).view(*self.real.shape, rows.shape[-1])
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """(B, N, D) to the packed rows (T, D)."""
+        return padded.flatten(0, 1)[self.place]

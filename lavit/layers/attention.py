@@ -42,6 +42,25 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
     return out
 
 
+def soft_masked_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, eps: float = 1e-6) -> Tensor:
+    """Attention whose mask is a factor: (exp(s - max s) · mask + eps / M) / (Σ exp(s - max s) · mask + eps), in fp32.
+
+    The maximum is over all M keys, also those that the mask leaves out. These keep a tiny weight, and where nothing
+    may be attended all keys count alike. LaVIT's published weights were trained with it.
+
+    Args:
+        query: (B, H, N, d); key, value: (B, H, M, d).
+        mask: broadcastable to (B, H, N, M) float in [0, 1]; carries gradients.
+
+    Returns:
+        (B, H, N, d) in the query's dtype.
+    """
+    scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+    weight = (scores - scores.amax(-1, keepdim=True)).exp() * mask.float()
+    weight = (weight + eps / key.shape[-2]) / (weight.sum(-1, keepdim=True) + eps)
+    return weight.to(value.dtype) @ value
+
+
 def _xformers(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
     require_xformers(query.device)
     from xformers.ops import memory_efficient_attention

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lavit.layers.attention import attention
+from lavit.layers.attention import attention, soft_masked_attention
+from lavit.tokens import Rows
 
 
 class Attention(nn.Module):
     """Multi-head attention of ``x`` (B, N, D) over ``context`` (B, M, D), or over itself.
 
-    A boolean mask broadcastable to (B, 1, N, M) says what may be attended (True).
+    A boolean mask broadcastable to (B, 1, N, M) says what may be attended (True); a float one is a factor of the
+    weights (:func:`~lavit.layers.attention.soft_masked_attention`). Rows and context may come packed, (T, D) with their
+    ``Rows``: the projections then run on real rows alone, and only the attention itself sees padding.
     """
 
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
@@ -24,13 +27,27 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        query, key, value = (self._split(t) for t in (self.query(x), self.key(context), self.value(context)))
-        out = attention(query, key, value, mask, self.backend)
-        return self.proj(out.transpose(1, 2).reshape(x.shape))
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        rows: Rows | None = None,
+        context_rows: Rows | None = None,
+    ) -> Tensor:
+        if context is None:
+            context, context_rows = x, rows
+        query = self._split(self.query(x), rows)
+        key, value = (self._split(project(context), context_rows) for project in (self.key, self.value))
+        if mask is not None and mask.is_floating_point():
+            out = soft_masked_attention(query, key, value, mask)
+        else:
+            out = attention(query, key, value, mask, self.backend)
+        out = out.transpose(1, 2).flatten(2)
+        return self.proj(out if rows is None else rows.pack(out))
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _split(self, x: Tensor, rows: Rows | None) -> Tensor:
+        x = x if rows is None else rows.pad(x)
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -45,11 +62,18 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, mlp), nn.GELU(), nn.Linear(mlp, width))
 
     def forward(
-        self, x: Tensor, context: Tensor, self_mask: Tensor | None = None, context_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        context: Tensor,
+        self_mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        rows: Rows | None = None,
+        context_rows: Rows | None = None,
     ) -> Tensor:
-        """x (B, N, D), context (B, M, D); masks broadcastable to (B, 1, N, N) and (B, 1, N, M), True = attend."""
-        x = x + self.self_attn(self.norm0(x), mask=self_mask)
-        x = x + self.cross_attn(self.norm1(x), context, context_mask)
+        """x (B, N, D), context (B, M, D), or both packed with their Rows; masks broadcastable to (B, 1, N, N) and
+        (B, 1, N, M)."""
+        x = x + self.self_attn(self.norm0(x), mask=self_mask, rows=rows)
+        x = x + self.cross_attn(self.norm1(x), context, context_mask, rows, context_rows)
         return x + self.mlp(self.norm2(x))
 
 

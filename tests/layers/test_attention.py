@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lavit.layers.attention import attention, require_xformers
+from lavit.layers.attention import attention, require_xformers, soft_masked_attention
 
 
 def written_out(query, key, value, mask=None):
@@ -89,3 +89,29 @@ def test_xformers_equals_sdpa(qkv, mask):
     kernels = {event.name for event in trace.events()}
     assert any("xformers" in name or "fmha" in name for name in kernels), kernels
     torch.testing.assert_close(out.cpu(), attention(*qkv, mask), atol=1e-3, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------ soft masks
+
+
+def test_soft_mask_equals_its_formula(qkv, mask):
+    query, key, value = qkv
+    factor = mask.float() * 0.7
+    out, eps = soft_masked_attention(query, key, value, factor), 1e-6
+    for b in range(2):
+        for h in range(3):
+            for n in range(5):
+                scores = torch.stack([query[b, h, n] @ key[b, h, m] / 2 for m in range(6)])
+                weight = (scores - scores.max()).exp() * factor[b, 0, n]
+                weight = (weight + eps / 6) / (weight.sum() + eps)
+                torch.testing.assert_close(out[b, h, n], weight @ value[b, h], atol=1e-6, rtol=0)
+    assert torch.allclose(out[0, :, 2], value[0].mean(1), atol=1e-6), "nothing to attend to: all keys alike"
+
+
+def test_soft_mask_carries_gradients_and_nears_the_strict_one(qkv, mask):
+    factor = mask.float().requires_grad_()
+    out = soft_masked_attention(*qkv, factor)
+    seen = mask.any(-1, keepdim=True)
+    torch.testing.assert_close(out * seen, attention(*qkv, mask), atol=1e-4, rtol=0)
+    out.square().sum().backward()
+    assert factor.grad.isfinite().all() and (factor.grad != 0).any()

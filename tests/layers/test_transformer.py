@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lavit.layers.transformer import Attention, Block, init_weights, sequence_positions
+from lavit.tokens import Rows
 
 
 def seeded(make):
@@ -45,6 +46,17 @@ def test_no_context_adds_the_projection_bias_alone(block):
     nn.init.constant_(block.cross_attn.proj.bias, 0.5)
     out = block.cross_attn(x, torch.zeros(1, 0, 8).double(), torch.zeros(1, 1, 1, 0).bool())
     assert torch.equal(out, torch.full_like(x, 0.5))
+
+
+def test_packed_rows_give_what_padded_ones_give(block):
+    generator = torch.Generator().manual_seed(3)
+    x, context = (torch.randn(3, n, 8, generator=generator).double() for n in (5, 4))
+    rows = Rows.of(torch.tensor([[1, 1, 0, 1, 0], [0, 0, 1, 0, 0], [1, 1, 1, 1, 1]]).bool())
+    rest = Rows.of(torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0]]).bool())
+    padded, seen = rows.pad(rows.take(x)), rest.pad(rest.take(context))
+    masks = (rows.real[:, None, None, :], rest.real[:, None, None, :])
+    expected = rows.pack(block(padded, seen, *masks))
+    torch.testing.assert_close(block(rows.take(x), rest.take(context), *masks, rows, rest), expected)
 
 
 def test_width_must_divide_into_heads():

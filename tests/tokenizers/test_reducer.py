@@ -242,6 +242,55 @@ def test_merging_is_causal_over_kept_patches(merger):
     assert ((after - before).abs().amax(-1) > 1e-4).all(), "an earlier kept patch reaches all later tokens"
 
 
+def test_gathered_merger_equals_the_dense_one_with_its_gradients(merger):
+    """The dense form computes every patch under strict masks, as eq. 2 reads."""
+    keep = keeping([7, 0, 3], [5], list(range(PATCHES)), [8, 1, 2, 4]).keep
+    weight = torch.randn(4, PATCHES, 8, generator=torch.Generator().manual_seed(4))
+    results = []
+    for form in ("gathered", "dense"):
+        merger.zero_grad()
+        given, gate = images(4).requires_grad_(), keep.float().requires_grad_()
+        selection = Selection(keep, gate, gate)
+        if form == "gathered":
+            merged, real, position = merger(given, selection)
+            out = torch.zeros(4, PATCHES, 8).masked_scatter(keep[..., None], merged[real])
+        else:
+            out = merger.dense(given, selection) * keep[..., None]
+        (out * weight).sum().backward()
+        gradients = {name: p.grad.clone() for name, p in merger.named_parameters()}
+        results.append({"out": out, "given": given.grad, "gate": gate.grad, **gradients})
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert results[0]["gate"].abs().min() > 0
+
+
+def test_gathered_equals_dense_for_a_mask_drawn_with_noise(merger, selector):
+    noise = gumbel_noise((6, PATCHES, 2), torch.Generator().manual_seed(3))
+    selection = selector.train().select(images(6), noise)
+    merged, real, _ = merger(images(6), selection)
+    assert selection.keep.sum(1).unique().numel() > 1, "unequal counts, so that there is padding"
+    torch.testing.assert_close(merged[real], merger.dense(images(6), selection)[selection.keep], atol=1e-5, rtol=0)
+
+
+def test_soft_mask_is_nearly_the_strict_one_and_uniform_where_nothing_was_dropped():
+    torch.manual_seed(2)
+    config = MergerConfig(width=8, blocks=1, heads=2, mlp=16, soft_mask=True)
+    soft = Merger(WIDTH, PATCHES, config).eval()
+    selection = keeping([1, 4, 6])
+    merged, real, position = soft(images(1), selection)
+    assert position.tolist() == [[1, 4, 6]] and real.all()
+    torch.testing.assert_close(merged[0], soft.dense(images(1), selection, soft=True)[0, [1, 4, 6]])
+    strict = soft.dense(images(1), selection)[0, [1, 4, 6]]
+    assert 0 < (merged[0] - strict).abs().max() < 1e-3
+    block, x = soft.blocks[0], soft.proj_in(soft.norm_in(images(1)))
+    alone = keeping(list(range(PATCHES)))
+    after_self = x + block.self_attn(block.norm0(x), mask=torch.ones(PATCHES, PATCHES).tril())
+    mean = block.cross_attn.proj(block.cross_attn.value(x).mean(1, keepdim=True))
+    hidden = after_self + mean
+    expected = soft.norm(hidden + block.mlp(block.norm2(hidden)))
+    torch.testing.assert_close(soft(images(1), alone)[0], expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("place", [0, 5, 8])
 def test_a_dropped_patch_reaches_every_token(merger, place):
     selection = keeping([1, 4, 6])
