@@ -6,6 +6,7 @@ A stage that is done is skipped and one that was cut goes on where it stopped, s
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run = Path(load_section(argv[0], argv[1:], "run", str))
         demo = load_section(argv[0], argv[1:], "demo", DemoConfig)
+        if not (run / "config.yaml").is_file() and (mistake := schema_mistake(argv)):
+            raise ValueError(mistake)
         conductor = Conductor(LAVIT, run, argv, demo, screen)
         status = conductor.conduct()
         if status == 0:
@@ -66,6 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         screen.line(f"error: {error}")
         return 2
+
+
+def schema_mistake(argv: Sequence[str]) -> str:
+    """What is wrong with the settings, empty if nothing is.
+
+    The whole schema needs every component, torch included: another process looks at it, so that this one stays small.
+    """
+    done = subprocess.run([sys.executable, "-m", "lavit.experiment", *argv], capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1].removeprefix("error: ")
 
 
 def check_settings(run: Path, config: str, overrides: Sequence[str], seen: bool) -> None:
@@ -84,10 +96,10 @@ def check_settings(run: Path, config: str, overrides: Sequence[str], seen: bool)
     path = run / "asked.json"
     if path.is_file() and read_json(path) == asked:
         return
-    if not seen:  # the whole schema needs every component, torch included: only now
-        from lavit.experiment import load_experiment
+    if not seen:  # imports every component, torch included: only now
+        from lavit.experiment import OWNERS, load_experiment
 
-        require_same_config(run, load_experiment(config, list(overrides)))
+        require_same_config(run, load_experiment(config, list(overrides)), OWNERS)
     write_json(path, asked)
 
 

@@ -35,6 +35,7 @@ from lavit.runs.progress import Pace, clock
 NOTICE = 2.0  # seconds in which a run whose make was killed sees that, and says that it is stopping
 AT_ONCE = 2  # stages of one group that run at the same time
 ERROR = re.compile(r"(?:\[rank\d+\]: *)?(?:error: *(?P<said>.+)|(?P<raised>[\w.]*(?:Error|Exception|InUse)(?:: .*)?))")
+RANK_EXIT = re.compile(r"exits with return code = (-?\d+)")  # DeepSpeed's launcher of a rank that ended badly
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 
 
@@ -129,6 +130,9 @@ class Running:
         with open(self.log, "rb") as file:
             file.seek(max(self._log_start, self.log.stat().st_size - 2**20))
             lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+        exits = [int(match[1]) for line in lines if (match := RANK_EXIT.search(line))]
+        if -signal.SIGKILL in exits:
+            return f"{name}: one of its processes was killed (kill -9, or too little memory); run again to go on"
         errors = [match["said"] or match["raised"] for line in lines if (match := ERROR.fullmatch(line.rstrip()))]
         reason = errors[-1] if errors else _exit_words(code)
         tail = "".join(f"  | {line}\n" for line in lines[-30:])
@@ -192,7 +196,9 @@ class Conductor:
             if item.finished():
                 self._running.remove(item)
                 self.ran.append(item.stage.name)
-                self._screen.line(f"  {item.stage.name}: done in {clock(item.pace.seconds())}")
+                note = (read_done(item.stage.at(self._run)) or {}).get("note")
+                after = f"; {note}" if note else ""
+                self._screen.line(f"  {item.stage.name}: done in {clock(item.pace.seconds())}{after}")
 
     def _start_ready(self, stop: StopSignal) -> None:
         """Start what needs nothing that is still to come and may run beside what runs."""

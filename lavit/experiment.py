@@ -18,6 +18,8 @@ from lavit.runs import DemoConfig, FolderLock, end_with_parent, is_done, mark_do
 from lavit.tokenizers.tokenizer import TokenizerConfig
 from lavit.training.engine import TrainConfig
 
+LEAST_TEXT = 16  # tokens that must fit into a row beside an image
+
 
 @dataclass
 class TokenizerStage:
@@ -37,7 +39,10 @@ class TokenizerStage:
 
 @dataclass
 class PretrainStage:
-    """Stage 2. A batch is ``train.batch`` documents, packed into rows of ``row`` tokens."""
+    """Stage 2. A batch is ``train.batch`` documents, packed into rows of ``row`` tokens.
+
+    A text that is too long for a row beside its image is cut at the end.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -85,9 +90,60 @@ class Experiment:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+# The stage whose work depends on a setting, by the beginning of its key; what is not here concerns the whole run.
+OWNERS = {
+    "data": "data",
+    "tokenizer": "tokenizer",
+    "tokenizer.model.encoder": "data",
+    "tokenizer.cache_features": "data",
+    "pretrain": "pretrain",
+    "decoder": "decoder",
+    "evaluation": "eval",
+}
+
+
 def load_experiment(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Experiment:
-    """The experiment of a YAML file with ``key=value`` overrides; see :func:`lavit.config.load` for its errors."""
-    return configuration.load(Experiment, path, overrides)
+    """The experiment of a YAML file with ``key=value`` overrides.
+
+    Raises:
+        ValueError: see :func:`lavit.config.load` and :func:`check`.
+    """
+    experiment = configuration.load(Experiment, path, overrides)
+    check(experiment)
+    return experiment
+
+
+def check(experiment: Experiment) -> None:
+    """Check that the sections fit together, before the first stage takes its time.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    e = experiment
+    patches = e.tokenizer.model.encoder.patches
+    if e.pretrain.row < patches + LEAST_TEXT:
+        raise ValueError(
+            f"pretrain.row is {e.pretrain.row}, too short for an image of {patches} patches and a text; "
+            f"it must be at least {patches + LEAST_TEXT}"
+        )
+    if e.data.vqa is None and e.pretrain.mixture.question_answer:
+        raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
+    if e.decoder.model.image_size % e.decoder.model.patch:
+        raise ValueError(
+            f"decoder.model.image_size {e.decoder.model.image_size} is not a multiple of decoder.model.patch "
+            f"{e.decoder.model.patch}"
+        )
+    if not 0 <= e.tokenizer.plain_steps < e.tokenizer.train.steps:
+        raise ValueError(
+            f"tokenizer.plain_steps {e.tokenizer.plain_steps} leaves no step for the codebook; "
+            f"keep it under tokenizer.train.steps {e.tokenizer.train.steps}"
+        )
+    for name, train in (("tokenizer", e.tokenizer.train), ("pretrain", e.pretrain.train), ("decoder", e.decoder.train)):
+        if train.batch % (e.demo.processes * train.accumulate):
+            raise ValueError(
+                f"{name}.train.batch {train.batch} is not a multiple of demo.processes {e.demo.processes} × "
+                f"{name}.train.accumulate {train.accumulate}"
+            )
 
 
 def run_stage(
@@ -106,7 +162,7 @@ def run_stage(
     end_with_parent()
     try:
         experiment = load_experiment(argv[0], argv[1:])
-        run = open_run(Path(experiment.run), experiment)
+        run = open_run(Path(experiment.run), experiment, OWNERS)
         if stage is None:
             main(experiment, run)
         elif not is_done(folder := stage_folder(run, stage)):
@@ -116,3 +172,11 @@ def run_stage(
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    # What a run checks before it makes anything: ``python -m lavit.experiment CONFIG [key=value ...]``.
+    try:
+        load_experiment(sys.argv[1], sys.argv[2:])
+    except ValueError as mistake:
+        raise SystemExit(f"error: {mistake}") from None

@@ -34,7 +34,7 @@ class LaVIT:
 
     def __init__(self, tokenizer: Tokenizer, model: UnifiedLM, renderer: DiffusionRenderer | None, text, row: int):
         self.tokenizer, self.model, self.renderer, self.text, self.row = tokenizer, model, renderer, text, row
-        self.maker = DocumentMaker(model.vocabulary, text)
+        self.maker = DocumentMaker(model.vocabulary, text, row)
 
     @classmethod
     def from_run(cls, work: Workspace, renders: bool = True) -> LaVIT:

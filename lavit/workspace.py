@@ -13,6 +13,7 @@ run/eval                            one JSON a task                eval.*
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -52,17 +53,22 @@ class Workspace:
 
     def pictures(self, part: str, split: str) -> PictureSet:
         """A split with its features where the experiment caches them."""
-        cached = self.experiment.tokenizer.cache_features
-        path = self.run / "features" / f"{part}-{split}.npy"
+        cached, shards = self.experiment.tokenizer.cache_features, self.shards(part, split)
+        path = self.features_path(part, split, shards)
         if cached and not path.is_file():
             raise ValueError(f"no features {path}; run tokenizer.prepare first")
-        return PictureSet(self.shards(part, split), path if cached else None)
+        return PictureSet(shards, path if cached else None)
+
+    def features_path(self, part: str, split: str, shards: Shards) -> Path:
+        """Named after the pictures, so that those of others are never taken for theirs."""
+        return self.run / "features" / f"{part}-{split}-{shards.digest}.npy"
 
     def head_features(self, part: str, split: str) -> Tensor:
         """(n, C) float32 pooled pre-classifier features of a split's pictures; kept beside the run's features."""
-        path = head_path(self.run / "features" / f"{part}-{split}.npy")
+        shards = self.shards(part, split)
+        path = head_path(self.features_path(part, split, shards))
         if not path.is_file():
-            encoder, pictures = self.encoder().eval(), PictureSet(self.shards(part, split))
+            encoder, pictures = self.encoder().eval(), PictureSet(shards)
             size = encoder.config.image_size
             starts = range(0, len(pictures), BATCH)
             parts = [pictures.pixels(list(range(s, min(s + BATCH, len(pictures)))), size) for s in starts]
@@ -79,7 +85,8 @@ class Workspace:
         """The frozen encoder with its standardization measured on the training pictures."""
         encoder = Encoder(self.experiment.tokenizer.model.encoder)
         if encoder.config.clip:
-            measure_statistics(self.shards("captions", "train"), encoder, self.run / "features" / "statistics.npy")
+            shards = self.shards("captions", "train")
+            measure_statistics(shards, encoder, self.run / "features" / f"statistics-{shards.digest}.npy")
         return encoder
 
     def cache_features(self) -> None:
@@ -91,7 +98,7 @@ class Workspace:
         progress = Progress(self.folder("data"), sum(len(s) for _, _, s in sets), "pictures")
         done = 0
         for part, split, shards in sets:
-            done = cache_features(shards, encoder, self.run / "features" / f"{part}-{split}.npy", progress, done)
+            done = cache_features(shards, encoder, self.features_path(part, split, shards), progress, done)
 
     def new_tokenizer(self) -> Tokenizer:
         tokenizer = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed)
@@ -130,10 +137,13 @@ class CodeSet:
     """Extracted tokens of one split, ragged: what the language model trains on."""
 
     def __init__(self, path: Path):
-        with np.load(path) as stored:
-            self._codes = torch.from_numpy(stored["codes"].astype(np.int64))
-            self._features = torch.from_numpy(stored["features"])
-            self._start = torch.from_numpy(stored["start"]).tolist()
+        try:
+            with np.load(path) as stored:
+                self._codes = torch.from_numpy(stored["codes"].astype(np.int64))
+                self._features = torch.from_numpy(stored["features"])
+                self._start = torch.from_numpy(stored["start"]).tolist()
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} cannot be read ({error}); remove {path.parent} and extract again") from None
 
     def __len__(self) -> int:
         return len(self._start) - 1
@@ -149,9 +159,6 @@ class CodeSet:
     def counts(self) -> Tensor:
         """(pictures,) int64 tokens of each."""
         return torch.tensor(self._start).diff()
-
-    def all_codes(self) -> Tensor:
-        return self._codes
 
     def padded(self, numbers: list[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Codes (B, N) int64 and keep (B, N) bool of several pictures."""

@@ -33,7 +33,7 @@ def main(experiment: Experiment, run: Path) -> None:
         make_text_tokenizer(experiment, folder, captions, metas)
     torch.distributed.barrier()
     model = work.new_model()
-    maker = DocumentMaker(model.vocabulary, work.text_tokenizer())
+    maker = DocumentMaker(model.vocabulary, work.text_tokenizer(), stage.row)
     questions = (work.codes("vqa", "train"), metas) if "vqa" in described else None
     mixture = Mixture(maker, (work.codes("captions", "train"), captions), questions, stage.mixture)
 

@@ -9,7 +9,7 @@ import pytest
 
 from lavit import experiment as module
 from lavit.config import load
-from lavit.experiment import Experiment, run_stage
+from lavit.experiment import Experiment, load_experiment, run_stage
 from lavit.runs import FolderLock
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ def parent(monkeypatch):
 def argv(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text(f"run: {tmp_path / 'run'}\nseed: 3\n")
-    return [str(path), "pretrain.row=77"]
+    return [str(path), "pretrain.row=81"]
 
 
 def ended(main, stage, argv) -> int:
@@ -38,7 +38,7 @@ def test_main_gets_the_experiment_and_its_opened_run(argv, tmp_path):
     calls = []
     run_stage(lambda *given: calls.append(given), None, argv)
     (experiment, run), = calls
-    assert isinstance(experiment, Experiment) and (experiment.seed, experiment.pretrain.row) == (3, 77)
+    assert isinstance(experiment, Experiment) and (experiment.seed, experiment.pretrain.row) == (3, 81)
     assert run == tmp_path / "run" and load(Experiment, run / "config.yaml") == experiment
     assert not list(run.rglob("done.json")), "a main without a stage marks its own end"
 
@@ -71,8 +71,38 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
     assert ended(never, None, [str(tmp_path / "gone.yaml")]) == 2
     assert capsys.readouterr().err.startswith("error: no config file")
     run_stage(lambda *given: None, None, argv)
-    assert ended(never, None, [argv[0], "pretrain.row=78"]) == 2
-    assert "holds a run with other settings: pretrain.row changed" in capsys.readouterr().err
+    run_stage(lambda *given: None, None, [argv[0], "pretrain.row=82"])
+    (tmp_path / "run" / "pretrain").mkdir()
+    (tmp_path / "run" / "pretrain" / "model.safetensors").touch()
+    assert ended(never, None, [argv[0], "pretrain.row=83"]) == 2
+    assert "holds a run with other settings: pretrain.row changed; remove" in capsys.readouterr().err
+    assert ended(never, None, [argv[0], "pretrain.row=82", "seed=4"]) == 2
+    assert "seed changed; remove the folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["pretrain.row=70"], "pretrain.row is 70, too short for an image of 64 patches and a text; .* at least 80"),
+        (["pretrain.mixture.question_answer=0.2"], "question_answer is above 0 but data.vqa is not set"),
+        (["decoder.model.patch=7"], "decoder.model.image_size .* is not a multiple of decoder.model.patch 7"),
+        (["tokenizer.train.steps=250"], "tokenizer.plain_steps 250 leaves no step for the codebook"),
+        (["demo.processes=3"], r"tokenizer.train.batch 32 is not a multiple of demo.processes 3 × tokenizer.train.acc"),
+    ],
+)
+def test_sections_that_do_not_fit_together_are_found_at_once(overrides, said, tmp_path):
+    path = tmp_path / "empty.yaml"
+    path.touch()
+    with pytest.raises(ValueError, match=said):
+        load_experiment(path, overrides)
+
+
+def test_the_schema_alone_can_be_checked(argv):
+    command = [sys.executable, "-m", "lavit.experiment", *argv]
+    done = subprocess.run([*command, "sed=3"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: command line: unknown key 'sed'; did you mean 'seed'?\n")
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
 
 
 def test_a_second_writer_is_kept_out(argv, tmp_path, capsys):

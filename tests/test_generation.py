@@ -25,7 +25,7 @@ class Numbers:
         return {"input_ids": [int(word) for word in text.split() if word.isdigit()]}
 
 
-MAKER = DocumentMaker(VOCABULARY, Numbers())
+MAKER = DocumentMaker(VOCABULARY, Numbers(), 256)
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from lavit.runs import (
     stage_folder,
     write_atomic,
     write_json,
+    written_whole,
 )
 from lavit.runs.progress import Pace, clock
 
@@ -51,6 +52,7 @@ class Part:
 @dataclass
 class Whole:
     run: str = "runs/x"
+    seed: int = 0
     part: Part = field(default_factory=Part)
 
 
@@ -149,6 +151,38 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="part.a, part.b, part.c, part.d, part.e and 1 more changed"):
         open_run(run, Whole(part=Part(2, 2.0, 2, 2, 2, 2)))
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "environment.json"]
+
+
+def test_a_setting_may_change_until_its_stage_has_made_something(tmp_path):
+    owners = {"part": "models", "part.b": "data"}
+    run = open_run(tmp_path / "r", Whole(), owners)
+    for stage in ("models", "data"):
+        (run / stage).mkdir()
+        (run / stage / "log.txt").write_text("error: no such folder\n")
+    open_run(run, Whole(part=Part(a=2)), owners)
+    assert "a: 2" in (run / "config.yaml").read_text()
+    (run / "data" / "captions").mkdir()
+    (run / "data" / "captions" / "train-0.tar").touch()
+    open_run(run, Whole(part=Part(a=3)), owners)
+    with pytest.raises(ConfigError, match=rf"part.b changed; remove {run}/data to make it anew, or choose another"):
+        open_run(run, Whole(part=Part(a=3, b=7.0)), owners)
+    (run / "models" / "done.json").touch()
+    with pytest.raises(ConfigError, match=rf"part.a, part.b changed; remove {run}/data {run}/models to make it anew"):
+        open_run(run, Whole(part=Part(a=4, b=7.0)), owners)
+    with pytest.raises(ConfigError, match="seed changed; remove the folder"):
+        open_run(run, Whole(seed=9, part=Part(a=3)), owners)
+    assert "a: 3" in (run / "config.yaml").read_text()
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with written_whole(tmp_path / "x") as draft:
+            draft.unlink(missing_ok=True)
+            os.close(os.open(draft, os.O_CREAT | os.O_WRONLY, 0o600))
+        assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
 
 
 def test_going_on_with_other_versions_keeps_both(tmp_path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 
 from lavit.data.assets import fetch
-from lavit.data.prepare import DataConfig, prepare
+from lavit.data.prepare import DataConfig, left_out_words, prepare
 from lavit.data.sources import fetch_source
 from lavit.experiment import Experiment, run_stage
 from lavit.runs import FolderLock, Progress, end_with_parent, is_done, mark_done, stage_clock
@@ -25,8 +26,10 @@ def main(experiment: Experiment, run: Path) -> None:
             fetch_assets(experiment.data, experiment.tokenizer.model.encoder.weights.asset, folder)
         with stage_clock(folder):
             indices = write_shards(experiment.data, folder)
+            require_splits(indices, folder)
             work.cache_features()
-        mark_done(folder, {name: index["counts"] for name, index in indices.items()})
+        counts = {name: index["counts"] for name, index in indices.items()}
+        mark_done(folder, {"counts": counts, "note": left_out_words(indices, folder)})
 
 
 def fetch_assets(data: DataConfig, weights: str | None, folder: Path) -> None:
@@ -35,7 +38,7 @@ def fetch_assets(data: DataConfig, weights: str | None, folder: Path) -> None:
     progress = Progress(folder, len(sources) + 1, "assets")
     for number, source in enumerate(sources):
         progress.update(number, source.chosen()[0])
-        fetch_source(source, data.cache)
+        fetch_source(source)
     if weights is not None:
         fetch(weights)
     progress.update(len(sources) + 1)
@@ -49,6 +52,21 @@ def write_shards(data: DataConfig, folder: Path) -> dict[str, dict]:
         bars.setdefault(part, Progress(folder, total, "pictures")).update(done, part)
 
     return prepare(data, folder, show)
+
+
+def require_splits(indices: dict[str, dict], folder: Path) -> None:
+    """Check that there is something to train on, to choose by and to test on; shards without that are removed.
+
+    Raises:
+        ValueError: naming the part, its counts and what can be done.
+    """
+    for name, index in indices.items():
+        if not all(index["counts"].values()):
+            shutil.rmtree(folder / name)
+            raise ValueError(
+                f"data: {name} has {index['counts']} pictures; each split needs some: add pictures of other things, "
+                "raise data.split, or give a source its split"
+            )
 
 
 if __name__ == "__main__":

@@ -23,11 +23,6 @@ def main(experiment: Experiment, run: Path) -> None:
     folder = work.folder("tokenizer")
     if is_done(folder):
         return
-    if stage.plain_steps >= stage.train.steps:
-        raise ValueError(
-            f"tokenizer.plain_steps {stage.plain_steps} leaves no step for the codebook; "
-            f"keep it under tokenizer.train.steps {stage.train.steps}"
-        )
     sets = {part: work.pictures(part, "train") for part in work.parts()}
     shares = {"captions": 1 - stage.vqa_share, "vqa": stage.vqa_share} if "vqa" in sets else {"captions": 1.0}
     tokenizer = work.new_tokenizer()

@@ -17,18 +17,21 @@ Document = list[Span]
 
 
 class DocumentMaker:
-    """Writes documents for one vocabulary and one text tokenizer. Codes are (n,) int64, features (n, D) float."""
+    """Writes documents for one vocabulary and one text tokenizer. Codes are (n,) int64, features (n, D) float.
 
-    def __init__(self, vocabulary: Vocabulary, text: PreTrainedTokenizerBase):
-        self.vocabulary, self.text = vocabulary, text
+    Documents hold at most ``row`` tokens: a longer text is cut at the end.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, text: PreTrainedTokenizerBase, row: int):
+        self.vocabulary, self.text, self.row = vocabulary, text, row
 
     def image_text(self, codes: Tensor, features: Tensor, caption: str) -> Document:
         """``[IMG] features [/IMG] caption </s>``; the caption is learned."""
-        return [self._fed_image(codes, features), self._text(caption, begin=False)]
+        return self._fit([self._fed_image(codes, features), self._text(caption, begin=False)])
 
     def text_image(self, caption: str, codes: Tensor) -> Document:
         """``<s> caption [IMG] codes [/IMG]``; everything is learned."""
-        return [self._text(caption, end=False), self._image_ids(codes)]
+        return self._fit([self._text(caption, end=False), self._image_ids(codes)])
 
     def image_only(self, codes: Tensor) -> Document:
         """``[IMG] codes [/IMG]``: what guidance takes as the unconditional case (eq. 7)."""
@@ -36,12 +39,12 @@ class DocumentMaker:
 
     def text_only(self, text: str) -> Document:
         """``<s> text </s>``."""
-        return [self._text(text)]
+        return self._fit([self._text(text)])
 
     def question_answer(self, codes: Tensor, features: Tensor, question: str, answer: str) -> Document:
         """``[IMG] features [/IMG] Question: … Answer: … </s>``; only the answer is learned."""
         asked = self._text(question_text(question), begin=False, end=False)._replace(learn=Learn.NONE)
-        return [self._fed_image(codes, features), asked, self._text(answer, begin=False)]
+        return self._fit([self._fed_image(codes, features), asked, self._text(answer, begin=False)])
 
     def caption_prompt(self, codes: Tensor, features: Tensor) -> Document:
         """``[IMG] features [/IMG]``."""
@@ -55,6 +58,17 @@ class DocumentMaker:
         """``<s> caption [IMG]``, or ``[IMG]`` alone for the unconditional case."""
         begin = Span("image", torch.tensor([self.vocabulary.image_begin]))
         return [begin] if caption is None else [self._text(caption, end=False), begin]
+
+    def _fit(self, document: Document) -> Document:
+        """The document with the end of its longest text cut off if it is longer than a row."""
+        excess = sum(len(span.ids) for span in document) - self.row
+        if excess <= 0:
+            return document
+        place = max((i for i, s in enumerate(document) if s.modality == "text"), key=lambda i: len(document[i].ids))
+        ids = document[place].ids
+        if excess >= len(ids):
+            raise ValueError(f"an image and a text do not fit into {self.row} tokens; raise pretrain.row")
+        return [*document[:place], document[place]._replace(ids=ids[: len(ids) - excess]), *document[place + 1 :]]
 
     def _text(self, text: str, begin: bool = True, end: bool = True) -> Span:
         ids = self.text(text, add_special_tokens=False)["input_ids"]

@@ -42,7 +42,7 @@ def emoji_assets(source: EmojiSource) -> list[str]:
     return [f"emoji-{source.style}", "emojibase"]
 
 
-def read_emoji(source: EmojiSource, cache: str | None = None) -> Reading:
+def read_emoji(source: EmojiSource) -> Reading:
     """The emoji of one style, captioned ``category: label``.
 
     Raises:
@@ -50,8 +50,8 @@ def read_emoji(source: EmojiSource, cache: str | None = None) -> Reading:
         SourceError: an unknown style.
     """
     pictures, labels = emoji_assets(source)
-    folder = fetch(pictures, cache) / "package" / "img" / source.style / "64"
-    english = fetch(labels, cache) / "package" / "en"
+    folder = fetch(pictures) / "package" / "img" / source.style / "64"
+    english = fetch(labels) / "package" / "en"
     licences = {name: licence_of(name) for name in (pictures, labels)}
     examples, skips = join_emoji(folder, english, source)
     return Reading(examples, skips, licences)

@@ -21,8 +21,9 @@ class Example(NamedTuple):
         read: gives the picture file's bytes; called when the example is written.
         caption: English text, empty only when ``meta["questions"]`` is there.
         meta: source, licence, language, tags, group, concept, style; category where the caption is
-            ``category: label``; official_split (train | validation | test) where the source has one; questions, a
-            list of ``{"id", "question", "answers"}``, for visual question answering.
+            ``category: label``; file, the picture's name where the user gave it; official_split (train | validation |
+            test) where the source has one; questions, a list of ``{"id", "question", "answers"}``, for visual
+            question answering.
     """
 
     key: str

@@ -73,7 +73,7 @@ class Img2datasetSource:
     split: str | None = None
 
 
-def read_folder(source: FolderSource, cache: str | None = None) -> Reading:
+def read_folder(source: FolderSource) -> Reading:
     """The images of a folder that have a caption.
 
     Raises:
@@ -87,10 +87,11 @@ def read_folder(source: FolderSource, cache: str | None = None) -> Reading:
     if not paths:
         raise SourceError(f"folder source: {folder} holds no images ({', '.join(SUFFIXES)})")
     images = {path.relative_to(folder).as_posix(): path for path in paths}
-    captions, skips = _sidecars(images) if source.captions is None else _listed(Path(source.captions), images)
+    captions, skips = _sidecars(folder, images) if source.captions is None else _listed(Path(source.captions), images)
     meta = _meta(source.name, source.licence, source.language, source.split)
+    key = lambda file: safe_key(f"{source.name}-{file}")  # noqa: E731
     examples = [
-        Example(safe_key(f"{source.name}-{file}"), path.read_bytes, text, {**meta, "concept": concept_of(text)})
+        Example(key(file), path.read_bytes, text, {**meta, "concept": concept_of(text), "file": file})
         for file, path in images.items()
         if (text := captions.get(file, ""))
     ]
@@ -100,8 +101,11 @@ def read_folder(source: FolderSource, cache: str | None = None) -> Reading:
     return Reading(examples, skips, {source.name: _licence(source.licence, "images with captions")})
 
 
-def _sidecars(images: dict[str, Path]) -> tuple[dict[str, str], list[Skip]]:
-    captions, skips = {}, []
+def _sidecars(folder: Path, images: dict[str, Path]) -> tuple[dict[str, str], list[Skip]]:
+    stems = {path.with_suffix("") for path in images.values()}
+    alone = sorted(path for path in folder.rglob("*.txt") if path.with_suffix("") not in stems)
+    captions = {}
+    skips = [Skip(path.relative_to(folder).as_posix(), "a caption without an image") for path in alone]
     for file, path in images.items():
         text = path.with_suffix(".txt")
         captions[file] = " ".join(text.read_text(encoding="utf-8", errors="replace").split()) if text.is_file() else ""
@@ -146,7 +150,7 @@ def _rows(path: Path) -> list[tuple[str, str]]:
         raise SourceError(f"folder source: {path} cannot be read: {error}") from None
 
 
-def read_coco_captions(source: CocoCaptionsSource, cache: str | None = None) -> Reading:
+def read_coco_captions(source: CocoCaptionsSource) -> Reading:
     """One example an image of a COCO captions file.
 
     Raises:
@@ -183,7 +187,7 @@ def read_coco_captions(source: CocoCaptionsSource, cache: str | None = None) -> 
     return Reading(examples, skips, {"coco": _licence(source.licence, "COCO captions format")})
 
 
-def read_img2dataset(source: Img2datasetSource, cache: str | None = None) -> Reading:
+def read_img2dataset(source: Img2datasetSource) -> Reading:
     """The examples of img2dataset's tars.
 
     Raises:

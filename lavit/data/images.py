@@ -43,8 +43,9 @@ def open_image(source: bytes | Path, name: str) -> Image.Image:
                 image.seek(0)
                 image.load()
                 return _on_white(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"image '{name}' is too large: {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = f"more than Pillow's {Image.MAX_IMAGE_PIXELS // 10**6} megapixels"
+        raise ImageError(f"image '{name}' is too large: {limit}; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         reason = "it is not a known picture format" if "cannot identify" in str(error) else error
         raise ImageError(f"image '{name}' cannot be decoded: {reason}") from None

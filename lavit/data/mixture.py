@@ -21,7 +21,7 @@ class MixtureConfig:
     image_text: float = 0.5
     text_image: float = 0.4
     text_only: float = 0.0
-    question_answer: float = 0.1
+    question_answer: float = 0.0
     unconditional: float = 0.1
     drop_tokens: float = 0.0
 

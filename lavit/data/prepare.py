@@ -37,7 +37,6 @@ class DataConfig:
         quality: WebP quality of stored pictures; 100 is lossless.
         samples_per_shard: the most samples in one tar.
         max_images: the most pictures of each source, chosen to hold as many concepts as possible.
-        cache: where fetched assets are kept; see :func:`lavit.data.assets.cache_folder`.
     """
 
     sources: list[Source] = field(default_factory=list)
@@ -47,7 +46,6 @@ class DataConfig:
     quality: int = 100
     samples_per_shard: int = 1000
     max_images: int | None = None
-    cache: str | None = None
 
 
 def prepare(
@@ -69,11 +67,13 @@ def prepare(
     """
     _check(config)
     parts = {"captions": config.sources, "vqa": [config.vqa] if config.vqa else []}
-    return {
-        name: _prepare_part(name, sources, config, Path(folder) / name, progress or (lambda done, total, part: None))
-        for name, sources in parts.items()
-        if sources
-    }
+    progress = progress or (lambda done, total, part: None)
+    known: dict[str, _Seen] = {}
+    indices = {}
+    for name, sources in parts.items():
+        if sources:
+            indices[name] = _prepare_part(name, sources, config, Path(folder) / name, known, progress)
+    return indices
 
 
 def _check(config: DataConfig) -> None:
@@ -89,18 +89,24 @@ def _check(config: DataConfig) -> None:
 
 
 def _prepare_part(
-    name: str, sources: list[Source], config: DataConfig, folder: Path, progress: Callable[[int, int, str], None]
+    name: str,
+    sources: list[Source],
+    config: DataConfig,
+    folder: Path,
+    known: dict[str, _Seen],
+    progress: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
+    """Write one part unless it is there; ``known`` has the pictures of the parts before it and gets this one's."""
     recipe = _recipe(sources, config)
     if folder.exists():
-        return _finished(folder, recipe)
-    readings = [read_source(source, config.cache, config.max_images, config.split.seed) for source in sources]
+        return _finished(folder, recipe, known)
+    readings = [read_source(source, config.max_images, config.split.seed) for source in sources]
     _check_kind(name, sources, readings)
     count = sum(len(reading.examples) for reading in readings)
     require_free(folder, count * (3 * config.image_size**2 + 4096))
     skips = [skip for reading in readings for skip in reading.skips]
+    tally = _Tally(known)
     licences = {key: value for reading in readings for key, value in reading.licences.items()}
-    tally = _Tally()
     with (
         SplitWriter(folder, config.samples_per_shard) as writer,
         tqdm(total=count, desc=name, unit="image", disable=None) as bar,
@@ -117,20 +123,24 @@ def _prepare_part(
             raise SourceError(f"{name}: none of the {count} pictures is in the train split; lower the other shares")
         index = writer.finish({"config": recipe, **tally.summary(), "skipped": skips, "licences": licences})
     if skips:
-        log.info("%s: %d left out, named in %s", name, len(skips), folder / INDEX)
+        log.info("%s", left_out_words({name: index}, folder.parent))
     return index
 
 
+def left_out_words(indices: dict[str, dict[str, Any]], folder: Path) -> str:
+    """What to tell the user of pictures that were left out, empty if there are none."""
+    counts = {name: len(index["skipped"]) for name, index in indices.items() if index["skipped"]}
+    return "; ".join(f"{count} left out, named in {folder / name / INDEX}" for name, count in counts.items())
+
+
 def _recipe(sources: list[Source], config: DataConfig) -> dict[str, Any]:
-    """What decides a folder's content; neither the cache's place nor the other folder's sources do."""
-    settings = {
-        key: value for key, value in dataclasses.asdict(config).items() if key not in ("sources", "vqa", "cache")
-    }
+    """What decides a folder's content; the other folder's sources do not."""
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("sources", "vqa")}
     chosen = [source.chosen() for source in sources]
     return {**settings, "sources": {str(i): {name: dataclasses.asdict(c)} for i, (name, c) in enumerate(chosen)}}
 
 
-def _finished(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+def _finished(folder: Path, recipe: dict[str, Any], known: dict[str, _Seen]) -> dict[str, Any]:
     index = read_index(folder)
     changed = changed_keys(index["config"], recipe)
     if changed:
@@ -138,7 +148,10 @@ def _finished(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
             f"{folder} was made from another config (changed: {', '.join(changed)}); remove it or choose another "
             "run folder"
         )
-    Shards(folder)  # a cut shard is found here, not in the middle of training
+    shards = Shards(folder)  # a cut shard is found here, not in the middle of training
+    for number, key in enumerate(shards.keys):
+        meta = shards.describe(number)[1]
+        known.setdefault(meta["pixels"], _Seen(key, meta["split"], set())).styles.add(meta["style"])
     return index
 
 
@@ -159,14 +172,23 @@ def _check_some(source: Source, reading: Reading, left_out: list[Skip]) -> None:
 
 
 @dataclass
-class _Tally:
-    """What was written so far."""
+class _Seen:
+    """A picture that was written before: the first sample of it, its split, and in which styles it came."""
 
+    key: str
+    split: str
+    styles: set[str]
+
+
+@dataclass
+class _Tally:
+    """What was written so far; ``pictures`` by a hash of their pixels."""
+
+    pictures: dict[str, _Seen]
     seen: int = 0
     counts: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(SPLITS, 0)))
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     concepts: dict[str, set[str]] = field(default_factory=lambda: {split: set() for split in SPLITS})
-    pictures: dict[tuple[str, bytes], str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         return {
@@ -177,19 +199,27 @@ class _Tally:
 
 
 def _write(example: Example, config: DataConfig, writer: SplitWriter, tally: _Tally) -> list[Skip]:
-    """Write one example, or say why not: it cannot be read, or its picture was there before in the same style."""
+    """Write one example, or say why not: it cannot be read, or its picture was there before.
+
+    A picture may come again in another style (two sets of emoji share some), and with questions, but not in another
+    split than its caption's.
+    """
     tally.seen += 1
+    name = example.meta.get("file", example.key)
     try:
-        image = shrink(open_image(_bytes(example), example.key), config.image_size)
+        image = shrink(open_image(_bytes(example), name), config.image_size)
     except ImageError as error:
-        return [Skip(example.key, str(error))]
-    if "questions" not in example.meta:
-        picture = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
-        first = tally.pictures.setdefault((example.meta["style"], picture), example.key)
-        if first != example.key:
-            return [Skip(example.key, f"the same picture as {first}")]
-    split = _split_of(example, config.split)
-    meta = {**example.meta, "split": split}
+        return [Skip(name, str(error))]
+    split, style = _split_of(example, config.split), example.meta["style"]
+    pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    first = tally.pictures.get(pixels)
+    if first and first.split != split:
+        return [Skip(name, f"the same picture as {first.key}, which is in the {first.split} split")]
+    if "questions" not in example.meta:  # official sets of questions stay as they are otherwise
+        if first and style in first.styles:
+            return [Skip(name, f"the same picture as {first.key}")]
+        tally.pictures.setdefault(pixels, _Seen(example.key, split, set())).styles.add(style)
+    meta = {**example.meta, "split": split, "pixels": pixels}
     writer.write(split, example.key, to_webp(image, config.quality), example.caption, meta)
     tally.counts[split] += 1
     tally.sources[meta["source"]][split] += 1
@@ -201,7 +231,8 @@ def _bytes(example: Example) -> bytes:
     try:
         return example.read()
     except OSError as error:
-        raise ImageError(f"image '{example.key}' cannot be read: {error.strerror or error}") from None
+        name = example.meta.get("file", example.key)
+        raise ImageError(f"image '{name}' cannot be read: {error.strerror or error}") from None
 
 
 def _split_of(example: Example, split: SplitConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import tarfile
@@ -64,6 +65,14 @@ class Shards:
             for key, parts in _scan(path, number).items():
                 self.keys.append(key)
                 self._parts.append(parts)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """12 hexadecimal digits that change with any picture of a prepared folder, or the name or size of a tar."""
+        index = self.paths[0].parent / INDEX
+        known = json.loads(index.read_text())["shards"] if index.is_file() else {}
+        about = [(path.name, known.get(path.name) or path.stat().st_size) for path in self.paths]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
     def __len__(self) -> int:
         return len(self.keys)

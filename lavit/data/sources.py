@@ -56,7 +56,7 @@ def source_assets(source: Source) -> list[str]:
     return emoji_assets(chosen) if name == "emoji" else {"stamps": ["stamps"], "easy_vqa": ["easy-vqa"]}.get(name, [])
 
 
-def fetch_source(source: Source, cache: str | None = None) -> None:
+def fetch_source(source: Source) -> None:
     """Fetch a source's assets ahead of reading it.
 
     Raises:
@@ -64,13 +64,13 @@ def fetch_source(source: Source, cache: str | None = None) -> None:
     """
     for asset in source_assets(source):
         try:
-            fetch(asset, cache)
+            fetch(asset)
         except AssetUnavailable:
             if not _is_optional(source):
                 raise
 
 
-def read_source(source: Source, cache: str | None = None, most: int | None = None, seed: int = 0) -> Reading:
+def read_source(source: Source, most: int | None = None, seed: int = 0) -> Reading:
     """The examples of a source, at most ``most`` of them.
 
     An optional source whose asset this machine cannot have gives no examples and one skip.
@@ -81,7 +81,7 @@ def read_source(source: Source, cache: str | None = None, most: int | None = Non
     """
     name, chosen = source.chosen()
     try:
-        reading = _READERS[name](chosen, cache)
+        reading = _READERS[name](chosen)
     except AssetUnavailable as error:
         if not _is_optional(source):
             raise

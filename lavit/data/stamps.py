@@ -62,13 +62,13 @@ class StampSource:
     leave_out: list[str] = field(default_factory=lambda: ["symbols/alphabets"])
 
 
-def read_stamps(source: StampSource, cache: str | None = None) -> Reading:
+def read_stamps(source: StampSource) -> Reading:
     """The stamps, captioned ``category: label``, the label being the name in the stamp's English sentence.
 
     Raises:
         AssetError: the package cannot be fetched (AssetUnavailable where this machine has no apt).
     """
-    folder = fetch("stamps", cache) / "usr" / "share" / "tuxpaint" / "stamps"
+    folder = fetch("stamps") / "usr" / "share" / "tuxpaint" / "stamps"
     examples, skips = join_stamps(folder, source)
     return Reading(examples, skips, {"stamps": licence_of("stamps")})
 

@@ -53,13 +53,13 @@ class VqaV2Source:
     licence: str = "CC-BY-4.0"
 
 
-def read_easy_vqa(source: EasyVqaSource, cache: str | None = None) -> Reading:
+def read_easy_vqa(source: EasyVqaSource) -> Reading:
     """Every picture of easy-vqa with its questions; each has one answer.
 
     Raises:
         AssetError: the package cannot be fetched.
     """
-    folder = fetch("easy-vqa", cache) / "easy_vqa" / "data"
+    folder = fetch("easy-vqa") / "easy_vqa" / "data"
     train = _easy_vqa_split(folder / "train", "train")[: source.train_images]
     examples = train + _easy_vqa_split(folder / "test", "test")
     return Reading(examples, [], {"easy-vqa": licence_of("easy-vqa")})
@@ -81,7 +81,7 @@ def _easy_vqa_split(folder: Path, split: str) -> list[Example]:
     ]
 
 
-def read_vqav2(source: VqaV2Source, cache: str | None = None) -> Reading:
+def read_vqav2(source: VqaV2Source) -> Reading:
     """Pictures with their questions and ten answers each, by official split.
 
     Raises:

@@ -19,15 +19,23 @@ from lavit.metrics.ptb import java_runs, java_words, python_words
 TOKENIZATIONS = ("auto", "ptb-java", "ptb-python")
 
 
-def tokenize(captions: dict[str, list[str]], tokenization: str = "auto") -> tuple[dict[str, list[str]], str]:
-    """The captions of each key as lower-case words joined by spaces, punctuation removed, and the name of what did it.
+def tokenize(captions: Iterable[str], tokenization: str = "auto") -> tuple[dict[str, str], str]:
+    """{caption: its lower-case words joined by spaces, without punctuation}, and the name of what did it.
 
     tokenization: "ptb-java" (the official one), "ptb-python" (ours, see `lavit.metrics.ptb`), or "auto": the first
     where `java` runs, else the second. A caption's words do not depend on the other captions.
     Errors: ValueError for another name, or for "ptb-java" where `java` does not run.
     """
-    words, used = _words((caption for several in captions.values() for caption in several), tokenization)
-    return {key: [words[caption] for caption in several] for key, several in captions.items()}, used
+    if tokenization not in TOKENIZATIONS:
+        raise ValueError(f"no tokenization {tokenization!r}: choose one of {', '.join(TOKENIZATIONS)}")
+    if tokenization == "ptb-java" and not java_runs():
+        raise ValueError("tokenization 'ptb-java' needs a `java` that runs: install one, or choose 'ptb-python'")
+    used = tokenization
+    if used == "auto":
+        used = "ptb-java" if java_runs() else "ptb-python"
+    distinct = list(dict.fromkeys(captions))
+    words = java_words(distinct) if used == "ptb-java" else [python_words(caption) for caption in distinct]
+    return {caption: " ".join(found) for caption, found in zip(distinct, words, strict=True)}, used
 
 
 def caption_scores(
@@ -85,20 +93,6 @@ def category_accuracy(predicted: Sequence[str], true: Sequence[str]) -> float:
     return sum(right) / len(right)
 
 
-def _words(captions: Iterable[str], tokenization: str) -> tuple[dict[str, str], str]:
-    """{caption: its words joined by spaces} of the distinct captions, and the tokenization that was used."""
-    if tokenization not in TOKENIZATIONS:
-        raise ValueError(f"no tokenization {tokenization!r}: choose one of {', '.join(TOKENIZATIONS)}")
-    if tokenization == "ptb-java" and not java_runs():
-        raise ValueError("tokenization 'ptb-java' needs a `java` that runs: install one, or choose 'ptb-python'")
-    used = tokenization
-    if used == "auto":
-        used = "ptb-java" if java_runs() else "ptb-python"
-    distinct = list(dict.fromkeys(captions))
-    words = java_words(distinct) if used == "ptb-java" else [python_words(caption) for caption in distinct]
-    return {caption: " ".join(found) for caption, found in zip(distinct, words, strict=True)}, used
-
-
 def _tokenized(
     references: dict[str, list[str]], candidate_sets: Sequence[dict[str, str]], tokenization: str
 ) -> tuple[dict[str, list[str]], list[dict[str, str]], str]:
@@ -116,7 +110,7 @@ def _tokenized(
             )
     every = [caption for several in references.values() for caption in several]
     every += [caption for candidates in candidate_sets for caption in candidates.values()]
-    words, used = _words(every, tokenization)
+    words, used = tokenize(every, tokenization)
     tokenized = {key: [words[caption] for caption in several] for key, several in references.items()}
     if not any(text for several in tokenized.values() for text in several):
         raise ValueError("no reference holds a single word: nothing can be scored against them")

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -52,9 +52,12 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        draft.touch()
+        mode = draft.stat().st_mode
         yield draft
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
+        os.chmod(draft, mode)  # safetensors would keep its files from other users
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
@@ -120,7 +123,11 @@ def require_free(folder: str | Path, needed: int) -> None:
 # ----------------------------------------------------------------------------------------------------------- run
 
 
-def open_run(folder: str | Path, config: Any, may_change: Sequence[str] = ("run", "demo.concurrent")) -> Path:
+KEPT = (".lock", "log.txt", "log.jsonl", "progress.json", "seconds.json")
+MAY_CHANGE = ("run", "demo.concurrent")  # dotted keys that do not alter the results
+
+
+def open_run(folder: str | Path, config: Any, owners: dict[str, str] | None = None) -> Path:
     """Create a run folder with its resolved configuration and environment, or go on in one of the same configuration.
 
     Any number of processes may open one folder at the same time.
@@ -128,44 +135,61 @@ def open_run(folder: str | Path, config: Any, may_change: Sequence[str] = ("run"
     Args:
         folder: where the run lives.
         config: the typed configuration.
-        may_change: dotted keys that do not alter the results.
+        owners: by the beginning of a dotted key, the stage whose work depends on it. While that stage has made
+            nothing, the setting may still change.
 
     Raises:
         ConfigError: the folder holds a run of another configuration.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "config.yaml").exists():
-        require_same_config(folder, config, may_change)
-    else:
+    if not (folder / "config.yaml").exists():
+        write_atomic(folder / "config.yaml", to_yaml(config))
+    elif require_same_config(folder, config, owners):
         write_atomic(folder / "config.yaml", to_yaml(config))
     _record_environment(folder / "environment.json")
     return folder
 
 
-def require_same_config(
-    folder: str | Path, config: Any, may_change: Sequence[str] = ("run", "demo.concurrent")
-) -> None:
-    """Check that a run folder was made with this configuration; :func:`open_run` says what the arguments are.
+def require_same_config(folder: str | Path, config: Any, owners: dict[str, str] | None = None) -> bool:
+    """Whether settings changed, all of them of stages that have made nothing; :func:`open_run` explains the arguments.
 
     Raises:
-        ConfigError: naming up to five keys that changed, the folder and the remedy.
+        ConfigError: naming up to five keys that changed, and what to remove.
     """
-    path, text = Path(folder) / "config.yaml", to_yaml(config)
+    folder = Path(folder)
+    path, text = folder / "config.yaml", to_yaml(config)
     if path.read_text() == text:
-        return
+        return False
     draft = Path(folder) / f".config.{uuid.uuid4().hex[:8]}.yaml"
     try:
         write_atomic(draft, text)
-        changed = [key for key in changed_keys(read_plain(path), read_plain(draft)) if key not in may_change]
+        changed = [key for key in changed_keys(read_plain(path), read_plain(draft)) if key not in MAY_CHANGE]
     finally:
         draft.unlink(missing_ok=True)
+    stages = {key: _owner(key, owners or {}) for key in changed}
+    changed = [key for key in changed if stages[key] is None or _has_made(folder / stages[key])]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        made = {stages[key] for key in changed}
+        places = "the folder" if None in made else " ".join(str(folder / stage) for stage in sorted(made))
         raise ConfigError(
             f"{folder} holds a run with other settings: {', '.join(changed[:5])}{more} changed; "
-            f"remove the folder to start anew, or choose another with run=other/folder"
+            f"remove {places} to make it anew, or choose another run with run=other/folder"
         )
+    return bool(stages)
+
+
+def _owner(key: str, owners: dict[str, str]) -> str | None:
+    """The stage of the longest beginning of a dotted key, None where the whole run depends on it."""
+    found = [start for start in owners if key == start or key.startswith(f"{start}.")]
+    return owners[max(found, key=len)] if found else None
+
+
+def _has_made(folder: Path) -> bool:
+    """Whether a stage has left anything but its lock, logs, clock and drafts."""
+    files = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return any(file.name not in KEPT and ".partial" not in str(file) and file.suffix != ".tmp" for file in files)
 
 
 def _record_environment(path: Path) -> None:

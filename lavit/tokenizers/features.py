@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lavit.data.images import open_image
 from lavit.data.shards import Shards
+from lavit.data.split import unit_hash
 from lavit.runs import Progress, written_whole
 from lavit.tokenizers.encoders import Encoder, to_pixels
 
@@ -24,7 +25,10 @@ class PictureSet:
 
     def __init__(self, shards: Shards, features: Path | None = None):
         self.shards = shards
-        self.cached = np.load(features, mmap_mode="r") if features else None
+        try:
+            self.cached = np.load(features, mmap_mode="r") if features else None
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{features} cannot be read ({error}); remove it and prepare the data again") from None
         if self.cached is not None and len(self.cached) != len(shards):
             raise ValueError(f"{features} holds {len(self.cached)} pictures and the shards {len(shards)}; remove it")
         described = [shards.describe(i) for i in range(len(shards))]
@@ -35,11 +39,11 @@ class PictureSet:
         return len(self.shards)
 
     def distinct(self, limit: int | None = None) -> list[int]:
-        """The number of the first picture of every caption, evenly thinned to ``limit``."""
-        first: dict[str, int] = {}
+        """The number of one picture of every caption, in no preferred style, evenly thinned to ``limit``."""
+        same: dict[str, list[int]] = {}
         for number, caption in enumerate(self.captions):
-            first.setdefault(caption, number)
-        numbers = sorted(first.values())
+            same.setdefault(caption, []).append(number)
+        numbers = sorted(rows[int(unit_hash(caption) * len(rows))] for caption, rows in same.items())
         if limit is None or len(numbers) <= limit:
             return numbers
         return [numbers[i * len(numbers) // limit] for i in range(limit)]

@@ -83,7 +83,6 @@ def train(
     config: TrainConfig,
     folder: Path,
     before_step: Callable[[int], None] = lambda step: None,
-    validate: Callable[[], dict[str, float]] | None = None,
     unit: str = "step",
 ) -> nn.Module:
     """Train ``objective`` to ``config.steps`` and return it whole, resuming from the newest complete checkpoint.
@@ -94,7 +93,6 @@ def train(
         config: steps, batch, optimizer.
         folder: the stage's folder; its checkpoints, log and progress go there.
         before_step: called with the number of each step before it, on every rank.
-        validate: called at checkpoints on every rank; its figures go to the log.
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
@@ -117,8 +115,6 @@ def train(
             last = step + 1 == config.steps
             stopping = run.any_rank(stop.requested)
             if last or stopping or (step + 1) % config.checkpoint_every == 0:
-                if validate and not stopping:
-                    run.log(step, {f"validation_{k}": v for k, v in validate().items()}, always=True)
                 run.save(step + 1)
             if stopping and not last:
                 raise Stopped(128 + (stop.signal or 15))
@@ -146,9 +142,16 @@ class _Run:
                 f"checkpoint {newest} was written by {world} ranks and {self.world} are running; "
                 "start as many, or remove the stage's folder"
             )
-        path, state = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.name)
-        if path is None:
-            raise ValueError(f"checkpoint {newest} cannot be loaded; remove it to go on from the one before")
+        try:
+            path, state = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.name)
+            problem = None if path else "DeepSpeed finds nothing in it"
+        except Exception as error:  # a cut or foreign file: unpickling, zip and key errors of every kind
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if problem:
+            raise ValueError(
+                f"checkpoint {newest} cannot be loaded ({problem}); remove it to go on from the one before it, or from "
+                "the start"
+            )
         return state["step"]
 
     def step(self, step: int, batch_at: Callable[[Place], Any]) -> dict[str, float]:

@@ -30,7 +30,8 @@ def load_weights(module: nn.Module, path: Path) -> nn.Module:
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error}); write it again") from None
+        problem = f"{path} is not a readable safetensors file ({error})"
+        raise ValueError(f"{problem}; remove {path.parent} and run its stage again") from None
     own = module.state_dict()
     wrong = list(own.keys() ^ state.keys())
     wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]

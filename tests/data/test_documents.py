@@ -26,7 +26,7 @@ class Words:
 
 @pytest.fixture
 def maker():
-    return DocumentMaker(VOCABULARY, Words())
+    return DocumentMaker(VOCABULARY, Words(), 64)
 
 
 def flat(document) -> list[int]:
@@ -48,6 +48,16 @@ def test_image_text_feeds_features_and_learns_the_caption(maker):
     assert places(document) == [1, 2]
     assert document[0].feed == Feed.FEATURES and document[0].learn == Learn.NONE
     assert torch.equal(document[0].features, FEATURES) and document[0].ids.dtype == torch.int64
+
+
+def test_a_text_that_is_too_long_for_its_row_is_cut_at_the_end():
+    maker = DocumentMaker(VOCABULARY, Words(), 7)
+    assert flat(maker.image_text(CODES, FEATURES, "a cat")) == [10, 15, 12, 11, 2, 3, 1], "it just fits"
+    assert flat(maker.image_text(CODES, FEATURES, "a cat a cat a")) == [10, 15, 12, 11, 2, 3, 2]
+    assert flat(maker.text_image("a cat a cat", CODES)) == [0, 2, 3, 10, 15, 12, 11]
+    assert flat(maker.text_only("a cat a cat a cat a cat")) == [0, 2, 3, 2, 3, 2, 3]
+    with pytest.raises(ValueError, match="an image and a text do not fit into 4 tokens; raise pretrain.row"):
+        DocumentMaker(VOCABULARY, Words(), 4).image_text(CODES, FEATURES, "a cat")
 
 
 def test_text_image_is_ids_and_learns_both(maker):

@@ -35,7 +35,7 @@ class Codes:
 
 def mixture(asked: bool = True, **shares) -> Mixture:
     config = MixtureConfig(**{"image_text": 0, "text_image": 0, "text_only": 0, "question_answer": 0, **shares})
-    maker = DocumentMaker(Vocabulary(40, 8), Numbers())
+    maker = DocumentMaker(Vocabulary(40, 8), Numbers(), 64)
     questions = (Codes(), QUESTIONS) if asked else None
     return Mixture(maker, (Codes(), ["10", "11", "12"]), questions, config)
 

@@ -56,7 +56,7 @@ def test_done_is_kept_and_another_config_is_refused(folder, tmp_path):
     run = tmp_path / "run"
     first = prepare(config_of(folder), run)
     made = {path: path.stat().st_mtime_ns for path in (run / "captions").iterdir()}
-    again = prepare(config_of(folder, cache="/elsewhere"), run)
+    again = prepare(config_of(folder), run)
     assert again == json.loads(json.dumps(first)) and made == {p: p.stat().st_mtime_ns for p in made}
     with pytest.raises(ShardError, match=r"captions was made from another config \(changed: image_size\); remove it"):
         prepare(config_of(folder, image_size=64), run)
@@ -76,19 +76,53 @@ def test_bad_items_are_counted_and_named(folder, tmp_path):
     (folder / "03.png").write_bytes(b"no picture")
     (folder / "04.png").write_bytes((folder / "04.png").read_bytes()[:40])
     (folder / "05.txt").write_text("")
+    (folder / "12.txt").write_text("a caption alone")
+    # The other of the pair may lie in another split; then the reason says which.
     shutil.copy(folder / "06.png", folder / "07.png")
     index = prepare(config_of(folder), tmp_path / "run")["captions"]
-    assert sum(index["counts"].values()) == 8
+    assert sum(index["counts"].values()) == 8 and len(index["skipped"]) == 5
     skipped = dict(read_index(tmp_path / "run" / "captions")["skipped"])
-    assert skipped["05.png"] == "empty caption" and skipped["folder-07_png"] == "the same picture as folder-06_png"
-    assert "not a known picture" in skipped["folder-03_png"] and "cannot be decoded" in skipped["folder-04_png"]
+    assert skipped["05.png"] == "empty caption" and skipped["07.png"].startswith("the same picture as folder-06_png")
+    assert "not a known picture" in skipped["03.png"] and "cannot be decoded" in skipped["04.png"]
+
+
+def test_one_picture_is_never_in_two_splits(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    for path in other.glob("*.txt"):
+        path.write_text(f"another name of {path.stem}")
+    chosen = [Source(folder=FolderSource(str(folder), split="train", name="a"))]
+    chosen += [Source(folder=FolderSource(str(other), split="test", name="b"))]
+    said = "all 12 pictures were left out; the first: 00.png: the same picture as a-00_"
+    with pytest.raises(SourceError, match=said):
+        prepare(config_of(folder, sources=chosen), tmp_path / "run")
+    chosen[1].folder.split = "train"
+    index = prepare(config_of(folder, sources=chosen), tmp_path / "styles")["captions"]
+    reasons = {reason for _, reason in index["skipped"]}
+    assert index["sources"]["b"]["train"] > 0, "the same picture in another style and the same split may stay"
+    assert all("split" in reason for reason in reasons)
+
+
+def test_a_question_s_picture_is_not_tested_where_captions_trained_on_it(folder, tmp_path):
+    """Also when the captions were written in an earlier call."""
+    (tmp_path / "q.json").write_text(
+        json.dumps({"questions": [{"question_id": i, "image_id": i, "question": "what?"} for i in range(12)]})
+    )
+    files = VqaV2Files(str(folder), str(tmp_path / "q.json"))
+    config = config_of(folder)
+    captions = prepare(config, tmp_path / "run")["captions"]["counts"]
+    config.vqa = Source(vqav2=VqaV2Source(train=files, test=files))
+    index = prepare(config, tmp_path / "run")["vqa"]
+    assert index["counts"]["test"] == captions["test"] > 0
+    assert index["counts"]["train"] <= captions["train"] and index["skipped"]
+    assert all("which is in the" in reason for _, reason in index["skipped"])
 
 
 def test_nothing_left_is_an_error_and_leaves_nothing(folder, tmp_path):
     for i in range(12):
         (folder / f"{i:02}.png").write_bytes(b"")
     with pytest.raises(
-        SourceError, match=r"source 'folder': all 12 pictures were left out; the first: .*00_png.* empty"
+        SourceError, match=r"source 'folder': all 12 pictures were left out; the first: 00.png.* empty"
     ):
         prepare(config_of(folder), tmp_path / "run")
     assert not (tmp_path / "run" / "captions").exists() and not (tmp_path / "run" / "captions.partial").exists()
@@ -136,10 +170,10 @@ def test_our_own_shards_are_a_source_again(folder, tmp_path):
 
 
 def test_an_optional_source_is_skipped_only_where_it_cannot_be_had(monkeypatch, caplog):
-    def unavailable(name, cache):
+    def unavailable(name):
         raise AssetUnavailable("this machine has no apt-get")
 
-    def offline(name, cache):
+    def offline(name):
         raise AssetError("check the network")
 
     needed, optional = Source(stamps=StampSource()), Source(stamps=StampSource(optional=True))

@@ -17,7 +17,7 @@ def test_easy_vqa_groups_questions_by_picture(tmp_path, monkeypatch):
         (folder / "questions.json").write_text(json.dumps(items))
         for image in (0, 1):
             (folder / "images" / f"{image}.png").write_bytes(f"{split}{image}".encode())
-    monkeypatch.setattr(vqa, "fetch", lambda name, cache: tmp_path)
+    monkeypatch.setattr(vqa, "fetch", lambda name: tmp_path)
     examples, skips, licences = read_easy_vqa(EasyVqaSource())
     assert [example.key for example in examples] == [
         "easy-vqa-train-000000", "easy-vqa-train-000001", "easy-vqa-test-000000",

@@ -66,14 +66,14 @@ def test_cider_many_is_cider_of_each():
 
 
 def test_tokenize():
-    words, used = tokenize({"x": ["The man's hat.", ""], "y": ["A (red) car!"]}, PYTHON)
-    assert words == {"x": ["the man 's hat", ""], "y": ["a -lrb- red -rrb- car"]}
+    words, used = tokenize(["The man's hat.", "", "A (red) car!"], PYTHON)
+    assert words == {"The man's hat.": "the man 's hat", "": "", "A (red) car!": "a -lrb- red -rrb- car"}
     assert used == PYTHON
 
 
 @needs_java
 def test_the_java_tokenization_gives_the_same_scores():
-    assert tokenize({"x": ["A cat."]})[1] == "ptb-java"
+    assert tokenize(["A cat."])[1] == "ptb-java"
     candidates = EQUAL | {"b": "two apples, in a bowl"}
     java = caption_scores(REFERENCES, candidates, "ptb-java")
     assert java == caption_scores(REFERENCES, candidates, PYTHON) | {"tokenization": "ptb-java"}
@@ -81,9 +81,9 @@ def test_the_java_tokenization_gives_the_same_scores():
 
 def test_without_java(monkeypatch):
     monkeypatch.setattr(module, "java_runs", lambda: False)
-    assert tokenize({"x": ["A cat."]}) == ({"x": ["a cat"]}, PYTHON)
+    assert tokenize(["A cat."]) == ({"A cat.": "a cat"}, PYTHON)
     with pytest.raises(ValueError, match="needs a `java`"):
-        tokenize({"x": ["A cat."]}, "ptb-java")
+        tokenize(["A cat."], "ptb-java")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_what_cannot_be_scored(references, candidates, message):
 
 def test_an_unknown_tokenization():
     with pytest.raises(ValueError, match="'ptb'.*ptb-python"):
-        tokenize({"x": ["A cat."]}, "ptb")
+        tokenize(["A cat."], "ptb")
 
 
 def test_class_words():

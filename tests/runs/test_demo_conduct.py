@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.demo import LAVIT, check_settings
+from eval.demo import LAVIT, check_settings, main
 from lavit.conduct import Stage, check_order
 from lavit.config import ConfigError
 from lavit.launch import usable_cores
@@ -62,6 +62,7 @@ import eval.demo
 import lavit.conduct
 import lavit.runs.processes
 from lavit.conduct import Stage
+eval.demo.schema_mistake = lambda argv: ""
 lavit.conduct.NOTICE = lavit.runs.processes.ECHO = 0.3
 eval.demo.LAVIT = (
     Stage("a", "work.a"),
@@ -297,3 +298,11 @@ def test_other_settings_for_a_finished_run_are_refused(tmp_path):
         check_settings(run, str(config), ["seed=7"], seen=False)
     check_settings(run, str(config), ["seed=0"], seen=False)  # other words, the same settings
     assert len(json.loads((run / "asked.json").read_text())) == 2
+
+
+def test_a_mistake_in_any_section_is_said_before_a_folder_is_made(tmp_path, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"run: {tmp_path / 'run'}\n")
+    assert main([str(config), "tokenizer.train.stepz=3"]) == 2
+    assert "unknown key 'tokenizer.train.stepz'; did you mean 'tokenizer.train.steps'?" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()

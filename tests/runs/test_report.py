@@ -73,23 +73,23 @@ class Made:
 
 
 def make_pictures(folder: Path) -> dict[str, str]:
-    """Forty squares with captions, and one question about each; the VQA files of one split."""
-    folder.mkdir()
+    """Forty squares with captions, and forty others with a question each; the VQA files of one split."""
+    (folder / "asked").mkdir(parents=True)
     dice = random.Random(0)
     rows = ["file,caption"]
     for i in range(40):
         image = Image.new("RGB", (32, 32), "white")
         image.paste(tuple(dice.randrange(256) for _ in range(3)), (8, 8, 24, 8 + dice.randrange(4, 20)))
         image.save(folder / f"square_{i}.png")
+        image.rotate(180).save(folder / "asked" / f"other_{i}.png")
         rows.append(f'square_{i}.png,"things: square {i} {NASTY if i % 2 else ""}"')
     (folder / "captions.csv").write_text("\n".join(rows))
     asked = [{"question_id": i, "image_id": i, "question": f"Is it {i}?"} for i in range(40)]
     answers = [{"question_id": i, "answers": [{"answer": "yes"}] * 10} for i in range(40)]
     (folder / "questions.json").write_text(json.dumps({"questions": asked}))
     (folder / "answers.json").write_text(json.dumps({"annotations": answers}))
-    return {
-        "images": str(folder), "questions": str(folder / "questions.json"), "annotations": str(folder / "answers.json")
-    }  # fmt: skip
+    files = {"images": "asked", "questions": "questions.json", "annotations": "answers.json"}
+    return {name: str(folder / file) for name, file in files.items()}
 
 
 def write_logs(run: Path) -> None:

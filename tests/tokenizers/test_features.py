@@ -58,9 +58,18 @@ def test_picture_set_without_cached_features_gives_pixels(shards):
 def test_distinct_captions_evenly_thinned(shards):
     pictures = PictureSet(shards)
     pictures.captions = CAPTIONS
-    assert pictures.distinct() == [0, 1, 3, 5, 6]
-    assert pictures.distinct(5) == pictures.distinct(9) == [0, 1, 3, 5, 6]
-    assert pictures.distinct(2) == [0, 3] and pictures.distinct(1) == [0]
+    chosen = pictures.distinct()
+    assert [CAPTIONS[n] for n in chosen if CAPTIONS[n] in ("green", "grey", "pink")] == ["green", "grey", "pink"]
+    assert sorted(CAPTIONS[n] for n in chosen) == sorted(set(CAPTIONS)) and chosen == sorted(chosen)
+    assert pictures.distinct(5) == pictures.distinct(9) == chosen
+    assert pictures.distinct(2) == [chosen[0], chosen[2]] and pictures.distinct(1) == chosen[:1]
+
+
+def test_no_style_is_preferred_among_pictures_of_one_caption(shards):
+    pictures = PictureSet(shards)
+    pictures.captions = [f"thing {i}" for i in range(200)] * 2  # all of one style, then all of another
+    second = sum(n >= 200 for n in pictures.distinct())
+    assert 70 < second < 130
 
 
 def test_statistics_are_those_of_the_pictures(shards, encoder, tmp_path, monkeypatch):

@@ -131,8 +131,7 @@ def main(folder, steps, poison={}, stop=None, width=6, muon=False, **settings):
     if muon:
         optimizer.muon = MuonConfig(["first*"])
     config = TrainConfig(steps=steps, batch=4, checkpoint_every=3, log_every=1, optimizer=optimizer, **settings)
-    validate = lambda: {"weight": float(model.first.bias.detach().mean())}
-    train(model, batch_at, config, Path(folder), validate=validate)
+    train(model, batch_at, config, Path(folder))
     if torch.distributed.get_rank() == 0:
         save_weights(model, Path(folder) / "model.safetensors")
 
@@ -216,7 +215,7 @@ def log_of(folder: Path) -> list[dict]:
 
 
 def losses(folder: Path) -> list[float | None]:
-    return [line.get("loss") for line in log_of(folder) if "validation_weight" not in line]
+    return [line.get("loss") for line in log_of(folder)]
 
 
 def by_hand(skipped: int | None = None) -> tuple[list[float | None], dict[str, torch.Tensor]]:
@@ -323,11 +322,6 @@ def test_checkpoints_are_marked_and_only_the_newest_stay(one_rank, resumed):
     for folder in (one_rank / "whole", resumed):
         assert [path.name for path in (folder / "checkpoints").glob("step*")] == [f"step{STEPS}"]
         assert (folder / "checkpoints" / f"step{STEPS}" / "complete").is_file()
-
-
-def test_validation_is_logged_at_checkpoints(one_rank):
-    at = [line["step"] for line in log_of(one_rank / "whole") if "validation_weight" in line]
-    assert at == [2, 5, STEPS - 1]
 
 
 def test_another_number_of_ranks_is_refused(two_ranks, resumed):

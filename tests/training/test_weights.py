@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="missing, unexpected or of another shape: .*'bias'"):
         load_weights(model(), path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="not a readable safetensors file .*; write it again"):
+    with pytest.raises(ValueError, match="not a readable safetensors file .*; remove .* and run its stage again"):
         load_weights(model(), path)
 
 
