@@ -217,7 +217,7 @@ def token_plots(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any]) 
     split = work.experiment.evaluation.split
     codes = work.codes("captions", split)
     used = torch.cat([codes.codes(n) for n in work.pictures("captions", split).distinct()])
-    counts = torch.bincount(used, minlength=tokenizer.config.quantizer.codes).numpy()
+    counts = torch.bincount(used % tokenizer.config.quantizer.codes, minlength=tokenizer.config.quantizer.codes).numpy()
     rates = keep_rates(work, tokenizer, split)
     return {
         "histogram": token_histogram(figures["histogram"], figures["tokens_mean"]),

@@ -14,6 +14,8 @@ from torch import Tensor
 from lavit.data.documents import Document
 from lavit.data.packing import best_fit, document_length, pack
 from lavit.model import UnifiedLM
+from lavit.tokenizers.places import Places
+from lavit.vocabulary import Vocabulary
 
 
 @dataclass
@@ -91,9 +93,17 @@ def write_text(model: UnifiedLM, prompts: list[Document], end: int, plan: TextPl
 
 @torch.no_grad()
 def draw_codes(
-    model: UnifiedLM, prompts: list[Document], unconditional: Document, plan: ImagePlan, generator: torch.Generator
+    model: UnifiedLM,
+    prompts: list[Document],
+    unconditional: Document,
+    plan: ImagePlan,
+    generator: torch.Generator,
+    places: Places | None = None,
 ) -> list[Tensor]:
-    """Sampled codes (n,) int64 in [0, K) for every prompt, which must end with ``[IMG]``.
+    """Sampled visual words (n,) int64 for every prompt, which must end with ``[IMG]``.
+
+    Where words say ``places``, only sequences that the tokenizer could have written are drawn, and they end where the
+    grid ends instead of after ``min_tokens``.
 
     Raises:
         ValueError: limits that leave no image, or a prompt that does not end with ``[IMG]``.
@@ -108,6 +118,7 @@ def draw_codes(
     cache = _Cache(model, prompts + [unconditional] * (n if guided else 0))
     inside, ending = vocabulary.image_mask(may_end=False), vocabulary.image_mask(may_end=True)
     done = torch.zeros(n, dtype=torch.bool)
+    position = torch.full((n,), -1)
     drawn: list[Tensor] = []
     for step in range(plan.max_tokens):
         logits = cache.logits().log_softmax(-1)
@@ -115,9 +126,14 @@ def draw_codes(
             conditional, free = logits.split(n)
             logits = free + plan.guidance * (conditional - free)
         allowed = ending if step >= plan.min_tokens else inside
+        if places is not None:
+            allowed = _placed(vocabulary, places, position)
         ids = _sample(logits.masked_fill(~allowed, -torch.inf), plan, generator)
         ids = torch.where(done, torch.full_like(ids, vocabulary.image_end), ids)
         done |= ids == vocabulary.image_end
+        if places is not None:
+            gap = (ids - vocabulary.first_code).div(places.codes, rounding_mode="floor") + 1
+            position = torch.where(done, position, position + gap)
         drawn.append(ids)
         if done.all():
             break
@@ -138,6 +154,15 @@ def log_likelihood(model: UnifiedLM, documents: list[Document], row: int, rows_a
             owner = batch.document.flatten()
             out[start : start + len(part)].index_add_(0, owner.clamp(min=0), -nll * (owner >= 0))
     return out
+
+
+def _placed(vocabulary: Vocabulary, places: Places, position: Tensor) -> Tensor:
+    """(B, size) bool: the ids that may follow words at ``position`` (B,)."""
+    words, end = places.allowed(position)
+    allowed = torch.zeros(len(position), vocabulary.size, dtype=torch.bool)
+    allowed[:, vocabulary.first_code :] = words
+    allowed[:, vocabulary.image_end] = end
+    return allowed
 
 
 def _sample(logits: Tensor, plan: ImagePlan, generator: torch.Generator) -> Tensor:

@@ -46,8 +46,8 @@ class LaVIT:
         """Images (B, 3, S, S) in [0, 1], or their standardized features (B, P, D), as pictures."""
         with torch.no_grad():
             tokens: Tokens = self.tokenizer.encode_features(self.tokenizer.patch_features(inputs))
-        rows = zip(tokens.codes, tokens.features, tokens.keep, strict=True)
-        return [Picture(codes[keep], features[keep]) for codes, features, keep in rows]
+        rows = zip(self.tokenizer.words(tokens), tokens.features, tokens.keep, strict=True)
+        return [Picture(words[keep], features[keep]) for words, features, keep in rows]
 
     def caption(self, pictures: list[Picture], plan: TextPlan) -> list[str]:
         """A caption each, written greedily."""
@@ -79,7 +79,7 @@ class LaVIT:
         free = self.maker.draw_prompt(None)
         for start in range(0, len(texts), BATCH):
             prompts = [self.maker.draw_prompt(text) for text in texts[start : start + BATCH]]
-            codes += draw_codes(self.model, prompts, free, plan, generator)
+            codes += draw_codes(self.model, prompts, free, plan, generator, self.tokenizer.places)
         return codes
 
     def draw_best(self, texts: list[str], plan: ImagePlan, candidates: int, generator: torch.Generator) -> list[Tensor]:

@@ -116,7 +116,7 @@ class Workspace:
 
     def new_model(self) -> UnifiedLM:
         e = self.experiment
-        vocabulary = Vocabulary(len(self.text_tokenizer()), e.tokenizer.model.quantizer.codes)
+        vocabulary = Vocabulary(len(self.text_tokenizer()), e.tokenizer.model.words)
         return UnifiedLM(e.pretrain.model, vocabulary, e.tokenizer.model.merger.width, e.seed)
 
     def model(self) -> UnifiedLM:
@@ -139,7 +139,7 @@ class CodeSet:
     def __init__(self, path: Path):
         try:
             with np.load(path) as stored:
-                self._codes = torch.from_numpy(stored["codes"].astype(np.int64))
+                self._codes = torch.from_numpy(stored["words"].astype(np.int64))
                 self._features = torch.from_numpy(stored["features"])
                 self._start = torch.from_numpy(stored["start"]).tolist()
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -9,6 +9,7 @@ from lavit.data.documents import DocumentMaker
 from lavit.data.packing import pack
 from lavit.generation import ImagePlan, TextPlan, draw_codes, log_likelihood, write_text
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
+from lavit.tokenizers.places import Places, PlacesConfig
 from lavit.tokens import Learn, Span
 from lavit.vocabulary import Vocabulary
 
@@ -242,3 +243,25 @@ def test_log_likelihood_of_many_and_of_too_long_documents(model):
     torch.testing.assert_close(found, found[:5].repeat(60), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="document 0 has 7 tokens; a row holds 1 to 6"):
         log_likelihood(model, [MAKER.text_only("2 3 4 5 6")], 6)
+
+
+# ------------------------------------------------------------------------------------------------------------ places
+
+
+def test_drawn_words_that_say_places_are_a_whole_image():
+    """Nine codes with three gaps each over a grid of 4 × 4: every drawing holds all anchors and ends at the last."""
+    places = Places(4, CODES, PlacesConfig(every=2))
+    vocabulary = Vocabulary(TEXT, places.words)
+    scratch = ScratchConfig(hidden=16, layers=1, heads=2, mlp=32, max_position=64)
+    made = UnifiedLM(ModelConfig(LLMConfig(scratch=scratch)), vocabulary, WIDTH, seed=3).eval()
+    maker = DocumentMaker(vocabulary, Numbers(), 256)
+    prompts = [maker.draw_prompt(text) for text in ("3 4", "5", "6 7", "8")] * 4
+    plan = ImagePlan(min_tokens=1, max_tokens=16, top_k=0, guidance=1.5)
+    drawn = draw_codes(made, prompts, maker.draw_prompt(None), plan, torch.Generator().manual_seed(0), places)
+    anchors = set(places.anchors.nonzero().flatten().tolist())
+    for words in drawn:
+        position = places.read(words[None], torch.ones(1, len(words), dtype=torch.bool))[1][0]
+        assert position.diff().gt(0).all() and anchors <= set(position.tolist())
+    assert len({len(words) for words in drawn}) > 2, "how many patches lie between anchors is the model's choice"
+    short = draw_codes(made, prompts[:1], maker.draw_prompt(None), ImagePlan(1, 3, 0), torch.Generator(), places)
+    assert len(short[0]) == 3, "the most tokens are a limit all the same"

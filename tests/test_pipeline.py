@@ -10,8 +10,8 @@ from lavit.pipeline import LaVIT
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer, UNetConfig
 from lavit.tokenizers.decoder import FeatureDecoderConfig
 from lavit.tokenizers.encoders import EncoderConfig, LayerConfig, WeightsConfig
+from lavit.tokenizers.merger import MergerConfig
 from lavit.tokenizers.quantizer import QuantizerConfig
-from lavit.tokenizers.reducer import MergerConfig
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 from lavit.vocabulary import Vocabulary
 

@@ -163,7 +163,7 @@ def codes(tmp_path) -> CodeSet:
     values = np.arange(6, dtype=np.int32)
     features = np.arange(12, dtype=np.float16).reshape(6, 2)
     with (tmp_path / "codes.npz").open("wb") as file:
-        np.savez(file, codes=values, features=features, start=np.array([0, 2, 3, 6]))
+        np.savez(file, words=values, features=features, start=np.array([0, 2, 3, 6]))
     return CodeSet(tmp_path / "codes.npz")
 
 

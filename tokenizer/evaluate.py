@@ -26,7 +26,7 @@ def main(experiment: Experiment, run: Path) -> None:
     chosen = pictures.distinct()
     counts = codes.counts()[chosen]
     used = torch.cat([codes.codes(n) for n in chosen])
-    usage = code_usage(used, tokenizer.config.quantizer.codes)
+    usage = code_usage(used % tokenizer.config.quantizer.codes, tokenizer.config.quantizer.codes)
     figures = {
         "cosine": float(ours[chosen].mean()),
         "cosine_constant": float(fixed[chosen].mean()),

@@ -30,19 +30,19 @@ def main(experiment: Experiment, run: Path) -> None:
 
 @torch.no_grad()
 def write_codes(tokenizer: Tokenizer, pictures: PictureSet, path: Path, progress: Progress, done: int) -> None:
-    """Ragged codes (n,) int32, merged features (n, D) float16, starts (pictures + 1,) int64; whole or not at all."""
-    codes, features, counts = [], [], []
+    """Visual words (n,) int32, merged features (n, D) float16, starts (pictures + 1,) int64, whole or not at all."""
+    words, features, counts = [], [], []
     for start in range(0, len(pictures), BATCH):
         numbers = list(range(start, min(start + BATCH, len(pictures))))
         inputs = pictures.inputs(numbers, tokenizer.config.encoder.image_size)
         tokens = tokenizer.encode_features(tokenizer.patch_features(inputs))
-        codes.append(tokens.codes[tokens.keep].int().numpy())
+        words.append(tokenizer.words(tokens)[tokens.keep].int().numpy())
         features.append(tokens.features[tokens.keep].half().numpy())
         counts.append(tokens.keep.sum(1).numpy())
         progress.update(done + numbers[-1] + 1)
     starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
     with written_whole(path) as draft, draft.open("wb") as f:
-        np.savez(f, codes=np.concatenate(codes), features=np.concatenate(features), start=starts)
+        np.savez(f, words=np.concatenate(words), features=np.concatenate(features), start=starts)
 
 
 if __name__ == "__main__":

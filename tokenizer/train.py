@@ -9,7 +9,7 @@ import torch
 from lavit.experiment import Experiment, run_stage
 from lavit.layers.ranks import gathered
 from lavit.runs import is_done, mark_done
-from lavit.tokenizers.reducer import gumbel_noise, noise_scale
+from lavit.tokenizers.selector import gumbel_noise, noise_scale
 from lavit.tokenizers.tokenizer import TokenizerBatch
 from lavit.training.loop import Place, generator_for, items_at, train
 from lavit.training.weights import save_weights
@@ -56,7 +56,7 @@ def main(experiment: Experiment, run: Path) -> None:
 
     train(tokenizer, batch_at, stage.train, folder, before_step)
     if torch.distributed.get_rank() == 0:
-        if tokenizer.selector is not None and tokenizer.selector.config.calibrated:
+        if tokenizer.selector is not None and tokenizer.selector.calibrated:
             places = (Place(step, 0, 0, 1, CALIBRATION_BATCH) for step in range(CALIBRATION_BATCHES))
             tokenizer.eval().selector.calibrate(_features(tokenizer, inputs(place)) for place in places)
         save_weights(tokenizer, folder / "tokenizer.safetensors")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -92,3 +94,20 @@ def init_weights(module: nn.Module) -> None:
 def sequence_positions(length: int, width: int, std: float) -> nn.Parameter:
     """A learned (length, width) table of places, truncated-normal; ``std`` is that of what it is added to."""
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(length, width), std=std))
+
+
+def grid_positions(grid: int, width: int) -> Tensor:
+    """(grid², width) float32 waves of row and column, entries of root mean square √½, in raster order.
+
+    The longest wave takes two grids and the shortest two patches.
+
+    Raises:
+        ValueError: a width that is not a multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"places on a grid need a width that is a multiple of 4, not {width}")
+    frequency = math.pi / grid * torch.logspace(0, math.log10(grid), width // 4)
+    rows = torch.arange(grid).repeat_interleave(grid)
+    columns = torch.arange(grid).repeat(grid)
+    angles = [place[:, None] * frequency for place in (rows, columns)]
+    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)

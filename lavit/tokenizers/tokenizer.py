@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from lavit.tokenizers.decoder import FeatureDecoder, FeatureDecoderConfig, cosine
 from lavit.tokenizers.encoders import Encoder, EncoderConfig
+from lavit.tokenizers.merger import Merger, MergerConfig
+from lavit.tokenizers.places import Places, PlacesConfig
 from lavit.tokenizers.quantizer import Quantizer, QuantizerConfig
-from lavit.tokenizers.reducer import (
+from lavit.tokenizers.selector import (
     FREE,
     Budget,
+    GainSelector,
     LearnedConfig,
-    Merger,
-    MergerConfig,
     Selection,
     SelectionConfig,
     Selector,
@@ -36,7 +37,21 @@ class TokenizerConfig:
     merger: MergerConfig = field(default_factory=MergerConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     decoder: FeatureDecoderConfig = field(default_factory=FeatureDecoderConfig)
+    places: PlacesConfig | None = None
     attention: str = "sdpa"
+
+    @property
+    def words(self) -> int:
+        """The number of different visual words: codes, times gaps where words say places."""
+        return self.known_places().words if self.places else self.quantizer.codes
+
+    def known_places(self) -> Places | None:
+        """What the words say about places, None if they say nothing (as in the paper).
+
+        Raises:
+            ValueError: a lattice that does not fit the grid.
+        """
+        return Places(self.encoder.grid, self.quantizer.codes, self.places) if self.places else None
 
 
 class TokenizerBatch(NamedTuple):
@@ -70,18 +85,28 @@ class Tokenizer(nn.Module):
         self.config = config
         width, patches = config.encoder.width, config.encoder.patches
         kind, choice = config.selection.chosen()
+        self.places = config.known_places()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.selector = Selector(width, choice) if kind == "learned" else None
+            self.selector = self._new_selector(kind, choice)
             self.merger = Merger(width, patches, config.merger, config.attention)
             self.quantizer = Quantizer(config.merger.width, config.quantizer, seed)
-            self.decoder = FeatureDecoder(config.quantizer.width, patches, width, config.decoder, config.attention)
+            size = (config.quantizer.width, config.encoder.grid, width)
+            self.decoder = FeatureDecoder(*size, config.decoder, config.attention, bool(config.places))
         if kind == "even":
             even_positions(patches, choice.tokens)  # an impossible number is said now
         self.encoder = Encoder(config.encoder)
         weights = torch.cat([torch.full((layer.width,), layer.weight) for layer in config.encoder.layers])
         self.register_buffer("channel_weight", weights, persistent=False)
         self.quantize = True
+
+    def _new_selector(self, kind: str, choice) -> Selector | None:
+        encoder = self.config.encoder
+        if kind == "gain":
+            return GainSelector(encoder.width, choice, encoder.patches, self.places.anchors if self.places else None)
+        if kind == "learned" and self.places:
+            raise ValueError("tokenizer.places needs selection 'gain' or 'even': 'learned' keeps no anchors")
+        return Selector(encoder.width, choice) if kind == "learned" else None
 
     def patch_features(self, inputs: Tensor) -> Tensor:
         """(B, P, D) standardized features as they are, or those of images (B, 3, S, S)."""
@@ -112,7 +137,7 @@ class Tokenizer(nn.Module):
         """Tokens of (B, P, D) standardized encoder features: codes, merged features and positions, in raster order.
 
         Nothing is drawn at random: the selector decides by the probability that it gives a patch. ``tokens``,
-        ``ratio`` or ``at_most`` set the length instead (:class:`~lavit.tokenizers.reducer.Budget`), and the most
+        ``ratio`` or ``at_most`` set the length instead (:class:`~lavit.tokenizers.selector.Budget`), and the most
         important patches come first.
 
         Raises:
@@ -122,34 +147,46 @@ class Tokenizer(nn.Module):
         codes = self.quantizer.nearest(self.quantizer.project(merged.float()))
         return Tokens(codes * keep, keep, merged, position)
 
+    def words(self, tokens: Tokens) -> Tensor:
+        """(B, N) int64 visual words in [0, config.words): the tokens' codes, with their places if words say them.
+
+        Raises:
+            ValueError: fewer tokens than the words' gaps can bridge.
+        """
+        return self.places.write(tokens.codes, tokens.position, tokens.keep) if self.places else tokens.codes
+
     @torch.no_grad()
-    def lookup(self, codes: Tensor, keep: Tensor) -> Tokens:
-        """Tokens of generated codes (B, N) int64 with keep (B, N) bool; they have no features and no positions."""
-        return Tokens(codes, keep, None, None)
+    def lookup(self, words: Tensor, keep: Tensor) -> Tokens:
+        """Tokens of visual words (B, N) int64, extracted or generated, with keep (B, N) bool; they have no features."""
+        codes, position = self.places.read(words, keep) if self.places else (words, None)
+        return Tokens(codes, keep, None, position)
 
     @torch.no_grad()
     def decode(self, tokens: Tokens) -> Tensor:
         """Reconstructed standardized features (B, P, D) float32 of the tokens' codes."""
         words = self.quantizer.lookup(tokens.codes) * tokens.keep[..., None]
-        return self.decoder(words, tokens.keep)
+        return self.decoder(words, tokens.keep, tokens.position)
 
     def forward(self, batch: TokenizerBatch) -> TokenizerLoss:
         """The loss of eq. 4: mean (1 − cos) over all patches + λ (ρ − kept share)², + β commitment + γ entropy.
 
-        The layers' weights multiply the channels inside the cosine.
+        The layers' weights multiply the channels inside the cosine. Where the gain selects, its regression takes the
+        place of the rate loss.
         """
         features = self.patch_features(batch.inputs)
         selection = self.select(features, batch.noise)
-        merged, keep, _ = self.merger(features, selection)
+        merged, keep, position = self.merger(features, selection)
         if self.quantize:
             words, _, commitment, entropy = self.quantizer(merged, keep)
         else:
             words = self.quantizer.project(merged) * keep[..., None]
             commitment = entropy = words.new_zeros(())
-        rebuilt = self.decoder(words, keep)
+        rebuilt = self.decoder(words, keep, position)
         weight, cfg = self.channel_weight, self.config.quantizer
-        loss = 1 - cosine(features * weight, rebuilt * weight).mean()
-        loss = loss + cfg.commitment * commitment + cfg.entropy * entropy
+        error = 1 - cosine(features * weight, rebuilt * weight)
+        loss = error.mean() + cfg.commitment * commitment + cfg.entropy * entropy
+        if self.config.selection.gain is not None:
+            loss = loss + self.config.selection.gain.weight * self.selector.loss(selection, error)
         learned = self.config.selection.learned
         if learned is not None:
             # Per image, as in DynamicViT: a mean over the batch lets some images keep everything and others one patch.

@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from lavit.layers.ranks import gathered, mean_over_ranks, summed_over_ranks, world_size
-from lavit.tokenizers.reducer import LearnedConfig, Selector
+from lavit.tokenizers.selector import LearnedConfig, Selector
 
 BATCH = torch.randn(6, 9, 12, generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ from lavit.tokenizers.decoder import FeatureDecoder, FeatureDecoderConfig, cosin
 @pytest.fixture
 def decoder():
     torch.manual_seed(0)
-    return FeatureDecoder(4, 9, 6, FeatureDecoderConfig(width=8, blocks=2, heads=2, mlp=16)).eval()
+    return FeatureDecoder(4, 3, 6, FeatureDecoderConfig(width=8, blocks=2, heads=2, mlp=16)).eval()
 
 
 def words(batch: int, count: int) -> torch.Tensor:
@@ -48,6 +48,19 @@ def test_gradient_reaches_words_and_parameters(decoder):
     decoder(given, keep).square().sum().backward()
     assert torch.equal(given.grad[1, 1:], torch.zeros(2, 4)) and given.grad[0].abs().sum() > 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+
+
+def test_known_places_take_the_place_of_the_order():
+    torch.manual_seed(0)
+    placed = FeatureDecoder(4, 3, 6, FeatureDecoderConfig(width=8, blocks=2, heads=2, mlp=16), places=True).eval()
+    keep, position = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[1, 4, 6]])
+    turned = [1, 2, 0]
+    first, second = placed(words(1, 3), keep, position), placed(words(1, 3)[:, turned], keep, position[:, turned])
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+    moved = placed(words(1, 3), keep, torch.tensor([[1, 4, 8]]))
+    assert ((first - moved).abs().amax(-1) > 1e-5).all()
+    with pytest.raises(ValueError, match="needs the positions of its words"):
+        placed(words(1, 3), keep)
 
 
 def test_cosine():

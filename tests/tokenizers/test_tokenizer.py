@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from lavit.tokenizers.decoder import FeatureDecoderConfig
 from lavit.tokenizers.encoders import EncoderConfig, LayerConfig, WeightsConfig
+from lavit.tokenizers.merger import MergerConfig
+from lavit.tokenizers.places import PlacesConfig
 from lavit.tokenizers.quantizer import QuantizerConfig
-from lavit.tokenizers.reducer import EvenConfig, LearnedConfig, MergerConfig, SelectionConfig, gumbel_noise
+from lavit.tokenizers.selector import EvenConfig, GainConfig, LearnedConfig, SelectionConfig, gumbel_noise
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerBatch, TokenizerConfig
 
 ENCODER = EncoderConfig(
@@ -242,3 +246,60 @@ def test_seed_alone_decides_the_weights():
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["quantizer.codebook"], other["quantizer.codebook"])
     assert not torch.equal(first["merger.proj_in.weight"], other["merger.proj_in.weight"])
+
+
+# ------------------------------------------------------------------------------------------------------ gain and places
+
+
+@pytest.fixture
+def placed():
+    gain, places = SelectionConfig(gain=GainConfig(rho=0.6, weight=2.0)), PlacesConfig(every=2)
+    made = tokenizer(selection=gain, places=places).eval()
+    made.selector.calibrate([features(8)])
+    return made
+
+
+def test_words_alone_decode_like_the_tokens_they_came_from_places_included(placed):
+    tokens = placed.encode_features(features(4))
+    words = placed.words(tokens)
+    assert placed.config.words == 3 * CODES > words.max() >= CODES
+    again = placed.lookup(words, tokens.keep)
+    assert torch.equal(again.codes, tokens.codes) and torch.equal(again.position * tokens.keep, tokens.position)
+    assert torch.equal(placed.decode(again), placed.decode(tokens))
+    assert placed.places.anchors[tokens.position[tokens.keep]].sum() == 4 * 8, "all anchors of all images"
+
+
+def test_the_loss_of_the_gain_is_its_regression(placed):
+    with torch.no_grad():
+        out = placed(TokenizerBatch(features(3), None))
+        selection = placed.select(features(3))
+        rebuilt = placed.decode(placed.encode_features(features(3)))
+    error = 1 - torch.cosine_similarity(features(3), rebuilt, dim=-1)
+    taken = selection.errors.gather(-1, selection.keep.long()[..., None])[..., 0]
+    expected = error.mean() + 2.0 * (taken - error).square().mean() + 0.7 * out.commitment
+    assert out.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_the_regression_leaves_merger_and_decoder_alone(placed):
+    placed.train()
+    plain = copy.deepcopy(placed)
+    plain.config.selection.gain.weight = 0.0
+    for made in (placed, plain):
+        made(TokenizerBatch(features(3), noise(3))).loss.backward()
+    for name, parameter in placed.named_parameters():
+        if not name.startswith(("encoder.", "selector.")):
+            torch.testing.assert_close(parameter.grad, dict(plain.named_parameters())[name].grad)
+    assert any(p.grad.abs().sum() > 0 for p in placed.selector.parameters())
+
+
+def test_a_budget_below_the_anchors_can_be_decoded_but_not_written(placed):
+    tokens = placed.encode(images(2), tokens=3)
+    assert tokens.keep.sum(1).tolist() == [3, 3] and placed.decode(tokens).shape == (2, PATCHES, WIDTH)
+    assert placed.places.anchors[tokens.position].all(), "anchors go first"
+    with pytest.raises(ValueError, match="keep at least the 8 anchors"):
+        placed.words(tokens)
+
+
+def test_places_need_anchors():
+    with pytest.raises(ValueError, match="tokenizer.places needs selection 'gain' or 'even'"):
+        tokenizer(places=PlacesConfig(every=2))

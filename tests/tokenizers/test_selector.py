@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavit.tokenizers.reducer import (
+from lavit.tokenizers.selector import (
     Budget,
+    GainConfig,
+    GainSelector,
     LearnedConfig,
-    Merger,
-    MergerConfig,
     Selection,
     Selector,
     even_positions,
@@ -36,19 +36,9 @@ def selector():
     return Selector(WIDTH, LearnedConfig()).eval()
 
 
-@pytest.fixture(params=[False, True], ids=["no places", "places"])
-def merger(request):
-    torch.manual_seed(2)
-    config = MergerConfig(width=8, blocks=2, heads=2, mlp=16, position=request.param)
-    return Merger(WIDTH, PATCHES, config).eval()
-
-
 def calibrated(rho: float) -> Selector:
     torch.manual_seed(0)
     return Selector(WIDTH, LearnedConfig(rho=rho, calibrated=True)).eval()
-
-
-# ------------------------------------------------------------------------------------------------------- selector
 
 
 def test_selector_gives_log_probabilities(selector):
@@ -210,118 +200,65 @@ def test_even_positions_out_of_range(tokens):
         even_positions(PATCHES, tokens)
 
 
-# --------------------------------------------------------------------------------------------------------- merger
+# -------------------------------------------------------------------------------------------------------------- gain
 
 
-def test_merged_tokens_are_the_kept_patches_in_raster_order(merger):
-    merged, keep, position = merger(images(2), keeping([7, 0, 3], [5]))
-    assert merged.shape == (2, 3, 8) and keep.tolist() == [[True] * 3, [True, False, False]]
-    assert position.dtype == torch.int64 and position[keep].tolist() == [0, 3, 7, 5]
-    assert torch.equal(merged[1, 1:], torch.zeros(2, 8))
+def gaining(rho: float = 0.4, anchors: list[int] | None = None) -> GainSelector:
+    torch.manual_seed(0)
+    fixed = torch.zeros(PATCHES, dtype=torch.bool)
+    fixed[anchors or []] = True
+    return GainSelector(WIDTH, GainConfig(rho=rho), PATCHES, fixed).eval()
 
 
-def test_merged_image_is_independent_of_its_neighbours(merger):
-    rows = [[0, 3, 7], [5], list(range(PATCHES)), [1, 2]]
-    together, keep, _ = merger(images(4), keeping(*rows))
-    for i, row in enumerate(rows):
-        alone = merger(images(4)[i : i + 1], keeping(row))[0]
-        assert alone.shape[1] == len(row)
-        torch.testing.assert_close(together[i][keep[i]], alone[0], atol=1e-5, rtol=0)
+@pytest.mark.parametrize("anchors", [[], [0, 4, 8]])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_training_batches_keep_the_patches_of_largest_gain_and_all_anchors(anchors, noisy):
+    made = gaining(0.5, anchors).train()
+    noise = gumbel_noise((40, PATCHES, 2), torch.Generator().manual_seed(3)) if noisy else None
+    chosen = made.select(images(40), noise)
+    assert chosen.keep[:, anchors].all() and torch.equal(chosen.gate, chosen.keep.float())
+    assert chosen.keep.float().mean().item() == pytest.approx(0.5, abs=0.02)
+    gain = (chosen.errors[..., 0] - chosen.errors[..., 1]).detach()
+    others = [i for i in range(PATCHES) if i not in anchors]
+    kept, dropped = (gain[:, others][chosen.keep[:, others] == which] for which in (True, False))
+    forced = chosen.keep.sum(1) == 1  # an image's only patch may gain less than what other images drop
+    assert noisy == (kept.min() < dropped.max()) or forced.any()
+    assert made.threshold == 0, "training does not move what evaluation uses"
 
 
-def test_merging_is_causal_over_kept_patches(merger):
-    selection = keeping([1, 4, 6])
-    changed = images(1)
-    changed[0, 6] *= -1
-    before, after = merger(images(1), selection)[0], merger(changed, selection)[0]
-    torch.testing.assert_close(after[:, :2], before[:, :2], atol=0, rtol=0)
-    assert (after[:, 2] - before[:, 2]).abs().max() > 1e-3
-    changed = images(1)
-    changed[0, 1] *= -1
-    after = merger(changed, selection)[0]
-    assert ((after - before).abs().amax(-1) > 1e-4).all(), "an earlier kept patch reaches all later tokens"
+def test_the_regression_learns_each_branch_from_where_it_was_taken():
+    """Kept patches err by .2, dropped ones by .5, and .9 where a feature says so: those are to be kept."""
+    made = gaining(0.3).train()
+    generator = torch.Generator().manual_seed(1)
+    optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
+    for _ in range(300):
+        given = torch.randn(16, PATCHES, WIDTH, generator=generator)
+        hard = given[..., 0] > 0.5
+        chosen = made.select(given, gumbel_noise((16, PATCHES, 2), generator))
+        error = torch.where(chosen.keep, 0.2, torch.where(hard, 0.9, 0.5))
+        optimizer.zero_grad()
+        made.loss(chosen, error).backward()
+        optimizer.step()
+    given = torch.randn(64, PATCHES, WIDTH, generator=generator)
+    made.calibrate([given])
+    chosen, hard = made.eval().select(given), given[..., 0] > 0.5
+    assert chosen.keep.float().mean().item() == pytest.approx(0.3, abs=0.05)
+    assert chosen.keep[hard].float().mean() > 0.8 and chosen.keep[~hard].float().mean() < 0.2
+    assert chosen.errors[..., 1].mean().item() == pytest.approx(0.2, abs=0.05)
+    assert chosen.errors[hard][:, 0].mean().item() == pytest.approx(0.9, abs=0.1)
 
 
-def test_gathered_merger_equals_the_dense_one_with_its_gradients(merger):
-    """The dense form computes every patch under strict masks, as eq. 2 reads."""
-    keep = keeping([7, 0, 3], [5], list(range(PATCHES)), [8, 1, 2, 4]).keep
-    weight = torch.randn(4, PATCHES, 8, generator=torch.Generator().manual_seed(4))
-    results = []
-    for form in ("gathered", "dense"):
-        merger.zero_grad()
-        given, gate = images(4).requires_grad_(), keep.float().requires_grad_()
-        selection = Selection(keep, gate, gate)
-        if form == "gathered":
-            merged, real, position = merger(given, selection)
-            out = torch.zeros(4, PATCHES, 8).masked_scatter(keep[..., None], merged[real])
-        else:
-            out = merger.dense(given, selection) * keep[..., None]
-        (out * weight).sum().backward()
-        gradients = {name: p.grad.clone() for name, p in merger.named_parameters()}
-        results.append({"out": out, "given": given.grad, "gate": gate.grad, **gradients})
-    for name, value in results[0].items():
-        torch.testing.assert_close(value, results[1][name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-    assert results[0]["gate"].abs().min() > 0
+def test_gain_without_noise_depends_on_the_image_alone():
+    made = gaining(0.4, [4])
+    made.calibrate([images(30)])
+    together = made.select(images(6))
+    for i in range(6):
+        alone = made.select(images(6)[i : i + 1])
+        assert torch.equal(alone.keep[0], together.keep[i]) and alone.keep[0, 4]
+    assert together.keep.sum(1).unique().numel() > 1, "counts follow the image"
 
 
-def test_gathered_equals_dense_for_a_mask_drawn_with_noise(merger, selector):
-    noise = gumbel_noise((6, PATCHES, 2), torch.Generator().manual_seed(3))
-    selection = selector.train().select(images(6), noise)
-    merged, real, _ = merger(images(6), selection)
-    assert selection.keep.sum(1).unique().numel() > 1, "unequal counts, so that there is padding"
-    torch.testing.assert_close(merged[real], merger.dense(images(6), selection)[selection.keep], atol=1e-5, rtol=0)
-
-
-def test_soft_mask_is_nearly_the_strict_one_and_uniform_where_nothing_was_dropped():
-    torch.manual_seed(2)
-    config = MergerConfig(width=8, blocks=1, heads=2, mlp=16, soft_mask=True)
-    soft = Merger(WIDTH, PATCHES, config).eval()
-    selection = keeping([1, 4, 6])
-    merged, real, position = soft(images(1), selection)
-    assert position.tolist() == [[1, 4, 6]] and real.all()
-    torch.testing.assert_close(merged[0], soft.dense(images(1), selection, soft=True)[0, [1, 4, 6]])
-    strict = soft.dense(images(1), selection)[0, [1, 4, 6]]
-    assert 0 < (merged[0] - strict).abs().max() < 1e-3
-    block, x = soft.blocks[0], soft.proj_in(soft.norm_in(images(1)))
-    alone = keeping(list(range(PATCHES)))
-    after_self = x + block.self_attn(block.norm0(x), mask=torch.ones(PATCHES, PATCHES).tril())
-    mean = block.cross_attn.proj(block.cross_attn.value(x).mean(1, keepdim=True))
-    hidden = after_self + mean
-    expected = soft.norm(hidden + block.mlp(block.norm2(hidden)))
-    torch.testing.assert_close(soft(images(1), alone)[0], expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("place", [0, 5, 8])
-def test_a_dropped_patch_reaches_every_token(merger, place):
-    selection = keeping([1, 4, 6])
-    changed = images(1)
-    changed[0, place] = -changed[0, place]
-    difference = (merger(changed, selection)[0] - merger(images(1), selection)[0]).abs().amax(-1)
-    assert (difference > 1e-4).all()
-
-
-def test_keeping_everything_leaves_no_context_and_stays_finite(merger):
-    features = images(2).requires_grad_()
-    merged, keep, _ = merger(features, keeping(list(range(PATCHES)), [2]))
-    assert keep[0].all() and merged.isfinite().all()
-    merged = merger(features, keeping(list(range(PATCHES)), list(range(PATCHES))))[0]
-    merged.square().sum().backward()
-    assert merged.shape == (2, PATCHES, 8) and merged.isfinite().all() and features.grad.isfinite().all()
-
-
-def test_gates_carry_the_gradient_of_kept_and_of_dropped_patches(merger):
-    keep = keeping([1, 4, 6]).keep
-    gate = keep.float().requires_grad_()
-    weight = torch.randn(1, 3, 8, generator=torch.Generator().manual_seed(5))
-    (merger(images(1), Selection(keep, gate, gate))[0] * weight).sum().backward()
-    assert gate.grad.isfinite().all() and (gate.grad[0] != 0).all()
-
-
-def test_places_are_used_where_the_config_asks(merger):
-    swapped = images(1)
-    swapped[0, [1, 4]] = swapped[0, [4, 1]]
-    before = merger(images(1), keeping([1]))[0]
-    after = merger(swapped, keeping([4]))[0]
-    # The same patches, two of them at swapped places: only learned places can tell them apart.
-    same = torch.allclose(before, after, atol=1e-5)
-    assert same == (merger.position is None)
+@pytest.mark.parametrize(("rho", "anchors"), [(0.3, [0, 4, 8]), (1.0, [])])
+def test_a_share_that_leaves_nothing_to_choose(rho, anchors):
+    with pytest.raises(ValueError, match=f"tokenizer.selection.gain.rho is {rho}, which is .* of 9 patches; it must"):
+        gaining(rho, anchors)
