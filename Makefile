@@ -10,7 +10,7 @@ LAUNCH = $(RUN) -m lavit.launch
 LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTFILE)) -- $(CONFIG) $(ARGS)
 
 .PHONY: setup demo test test-slow lint prepare tokenizer extract pretrain decoder \
-	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image report
+	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image bench report
 
 setup: $(VENV)/.complete
 
@@ -61,6 +61,9 @@ eval-reconstruction: setup
 
 eval-text-to-image: setup
 	@$(RUN) -m eval.text_to_image $(CONFIG) $(ARGS)
+
+bench: setup
+	@$(RUN) -m eval.bench $(ARGS)
 
 report: setup
 	@$(RUN) -m eval.report $(CONFIG) $(ARGS)

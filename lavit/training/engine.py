@@ -48,6 +48,7 @@ def start_processes() -> tuple[int, int, torch.device]:
         torch.set_num_threads(int(threads))
     if not dist.is_initialized():
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+        _unlink_shared_memory()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -56,6 +57,16 @@ def start_processes() -> tuple[int, int, torch.device]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find bugs that takes its time
     return dist.get_rank(), dist.get_world_size(), device
+
+
+def _unlink_shared_memory() -> None:
+    """Take the name off the buffer that DeepSpeed's CPU op keeps in shared memory, 66 MiB a rank.
+
+    It never does so itself, and memory would be lost until the machine restarts. All ranks have it mapped by now.
+    """
+    dist.barrier()
+    parts = (os.getuid(), os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"], os.environ["LOCAL_RANK"])
+    Path("/dev/shm", f"deepspeed_allreduce_buffer_{'_'.join(map(str, parts))}").unlink(missing_ok=True)
 
 
 def _free_port() -> int:

@@ -156,6 +156,7 @@ def started(folder: Path, runs: dict, ranks: int = 1) -> int:
     return done.returncode
 
 
+SHARED_MEMORY = Path("/dev/shm")
 WIDE = 30_000  # ZeRO-3 leaves parameters of fewer than 100,000 numbers whole
 NAN_LOSS = {"3": [True, 1, 0, "loss"]}  # in the second micro-batch, after the first has left its gradients
 NAN_GRADIENT = {"3": [True, 0, 0, "gradient"]}
@@ -185,12 +186,14 @@ def one_rank(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
+    before = set(SHARED_MEMORY.glob("deepspeed*"))
     assert 0 == started(folder, {
         "zero2": {"steps": STEPS, "zero_stage": 2},
         "zero2_nan": {"steps": STEPS, "zero_stage": 2, "accumulate": 2, "poison": NAN_ON_ONE_RANK},
         "zero3_wide": {"steps": 1, "zero_stage": 3, "width": WIDE},
         "muon": MUON,
     }, ranks=2)  # fmt: skip
+    assert set(SHARED_MEMORY.glob("deepspeed*")) <= before, "no buffers are left in memory"
     return folder
 
 
