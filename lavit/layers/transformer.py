@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lavit.layers.attention import attention, soft_masked_attention
 from lavit.tokens import Rows
@@ -39,18 +40,31 @@ class Attention(nn.Module):
     ) -> Tensor:
         if context is None:
             context, context_rows = x, rows
-        query = self._split(self.query(x), rows)
-        key, value = (self._split(project(context), context_rows) for project in (self.key, self.value))
+        query, key, value = self.query(x), self.key(context), self.value(context)
+        if rows is None:
+            out = self._attend(query, key, value, mask)
+        elif torch.is_grad_enabled():
+            # Padding and weights are made again in the backward pass: little work, and nothing padded is kept for it.
+            out = checkpoint(
+                self._attend_packed, query, key, value, mask, rows, context_rows,
+                use_reentrant=True, preserve_rng_state=False,
+            )  # fmt: skip
+        else:
+            out = self._attend_packed(query, key, value, mask, rows, context_rows)
+        return self.proj(out)
+
+    def _attend_packed(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rows: Rows, context_rows: Rows
+    ) -> Tensor:
+        return rows.pack(self._attend(rows.pad(query), context_rows.pad(key), context_rows.pad(value), mask))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
         if mask is not None and mask.is_floating_point():
             out = soft_masked_attention(query, key, value, mask)
         else:
             out = attention(query, key, value, mask, self.backend)
-        out = out.transpose(1, 2).flatten(2)
-        return self.proj(out if rows is None else rows.pack(out))
-
-    def _split(self, x: Tensor, rows: Rows | None) -> Tensor:
-        x = x if rows is None else rows.pad(x)
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return out.transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
