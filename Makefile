@@ -3,6 +3,7 @@ CONFIG ?= configs/lavit/demo.yaml
 GPUS ?=
 HOSTFILE ?=
 ARGS ?=
+RUNS ?=
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
@@ -10,7 +11,7 @@ LAUNCH = $(RUN) -m lavit.launch
 LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTFILE)) -- $(CONFIG) $(ARGS)
 
 .PHONY: setup demo test test-slow lint prepare tokenizer extract pretrain decoder \
-	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image bench report
+	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers bench report
 
 setup: $(VENV)/.complete
 
@@ -61,6 +62,9 @@ eval-reconstruction: setup
 
 eval-text-to-image: setup
 	@$(RUN) -m eval.text_to_image $(CONFIG) $(ARGS)
+
+compare-tokenizers: setup
+	@$(RUN) -m tokenizer.compare $(RUNS) $(ARGS)
 
 bench: setup
 	@$(RUN) -m eval.bench $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.workspace import Workspace
 
 T = TypeVar("T")
 SHADE = (38, 46, 66)  # what dropped patches fade into: dark, because most pictures stand on white
@@ -71,31 +70,6 @@ def kept_patches(tokenizer: Tokenizer, inputs: Tensor) -> Tensor:
     rows = torch.arange(len(kept))[:, None].expand_as(tokens.keep)
     kept[rows[tokens.keep], tokens.position[tokens.keep]] = True
     return kept
-
-
-class KeepRates(NamedTuple):
-    """How often patches are kept: by their place (G, G), and by whether anything is drawn in them (None: no such)."""
-
-    by_place: np.ndarray
-    blank: float | None
-    drawn: float | None
-    blank_share: float
-    n: int
-
-
-def keep_rates(work: Workspace, tokenizer: Tokenizer, split: str, most: int = 512) -> KeepRates:
-    """Measure on one picture of every caption of a split, evenly thinned to ``most``."""
-    pictures, encoder = work.pictures("captions", split), tokenizer.config.encoder
-    numbers = pictures.distinct(most)
-    kept, blank = [], []
-    for start in range(0, len(numbers), 64):
-        part = numbers[start : start + 64]
-        kept.append(kept_patches(tokenizer, pictures.inputs(part, encoder.image_size)))
-        blank.append(blank_patches(pictures.pixels(part, encoder.image_size), encoder.grid))
-    keep, empty = torch.cat(kept), torch.cat(blank)
-    rates = [float(keep[where].float().mean()) if where.any() else None for where in (empty, ~empty)]
-    by_place = keep.float().mean(0).unflatten(0, (encoder.grid, encoder.grid)).numpy()
-    return KeepRates(by_place, *rates, float(empty.float().mean()), len(numbers))
 
 
 def blank_patches(pixels: Tensor, grid: int) -> Tensor:

@@ -49,6 +49,29 @@ def curves(series: dict[str, tuple[Sequence[float], Sequence[float]]], label: st
     return _svg(draw)
 
 
+LINES = {"chosen": "-", "even": "--", "random": ":"}
+
+
+def length_plot(curves: dict[str, dict[str, Sequence[float]]], own: tuple[float, float] | None = None) -> str:
+    """Mean cosine by token count for each way of choosing patches, a colour a tokenizer by its name.
+
+    ``curves``: of :func:`tokenizer.curves.length_curve`; ``own``: tokens and cosine where a tokenizer chose the count.
+    """
+
+    def draw(axes: Axes) -> None:
+        for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
+            for policy, line in LINES.items():
+                label = f"{name} {policy}".strip()
+                axes.plot(curve["tokens"], curve[policy], line, color=colour, linewidth=1.8, label=label)
+        if own is not None:
+            axes.plot(*own, "o", color=COLOURS[1], label="own count", zorder=3)
+        axes.set_xlabel("tokens an image")
+        axes.set_ylabel("cosine")
+        axes.legend(loc="lower right")
+
+    return _svg(draw)
+
+
 def token_histogram(histogram: Sequence[int], mean: float) -> str:
     """Pictures by their number of tokens: ``histogram[n]`` pictures have n."""
 

@@ -6,24 +6,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 
-from eval.figures import CLOCKS, Metrics, metrics_of, number, read_figures, stage_seconds, table
-from eval.pictures import data_uri, evenly, keep_rates, kept_patches, linear_drafts, lit, to_image
+from eval.figures import CLOCKS, Metrics, metrics_of, read_figures, stage_seconds, table
+from eval.page import render
+from eval.pictures import data_uri, evenly, kept_patches, linear_drafts, lit, to_image
 from eval.plots import code_usage_plot, curves, place_map, token_histogram
 from lavit.data.shards import read_index
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import category_of
 from lavit.metrics.vqa import vqa_accuracy
 from lavit.runs import read_json, write_atomic, write_json
-from lavit.runs.progress import clock
 from lavit.tokenizers.features import PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import Workspace
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
 SHOWN = {"reconstruction": 12, "caption": 16, "vqa": 12, "text_to_image": 18}
 SIDE = 192  # pixels of a shown original
 
@@ -33,16 +31,8 @@ def main(experiment: Experiment, run: Path) -> None:
     figures = read_figures(run, vqa=experiment.data.vqa is not None)
     page = build_page(work, figures)
     metrics = metrics_of(figures, stage_seconds(run))  # after the pictures and plots, whose time counts too
-    write_atomic(run / "report.html", render(page | measured(metrics)))
+    write_atomic(run / "report.html", render("report.html.j2", page | measured(metrics)))
     write_json(run / "metrics.json", metrics)
-
-
-def render(page: dict[str, Any]) -> str:
-    """The page's HTML; every text is escaped."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True)  # fmt: skip
-    environment.filters |= {"number": number, "clock": lambda seconds: "–" if seconds is None else clock(seconds)}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(page)
 
 
 def measured(metrics: Metrics) -> dict[str, Any]:
@@ -218,12 +208,11 @@ def token_plots(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any]) 
     codes = work.codes("captions", split)
     used = torch.cat([codes.codes(n) for n in work.pictures("captions", split).distinct()])
     counts = torch.bincount(used % tokenizer.config.quantizer.codes, minlength=tokenizer.config.quantizer.codes).numpy()
-    rates = keep_rates(work, tokenizer, split)
     return {
         "histogram": token_histogram(figures["histogram"], figures["tokens_mean"]),
         "usage": code_usage_plot(counts, figures["perplexity"]),
-        "places": place_map(rates.by_place),
-        "rates": rates,
+        "places": place_map(np.array(figures["kept"]["by_place"])),
+        "kept": figures["kept"],
         "selection": tokenizer.config.selection.chosen()[0],
     }
 

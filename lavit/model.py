@@ -5,7 +5,7 @@ LaVIT, arXiv 2309.04669, section 3.2: text and image tokens are predicted by one
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,13 +86,13 @@ class UnifiedLM(nn.Module):
         super().__init__()
         llm = build_llm(config.llm, vocabulary.text_size, seed)
         if llm.config.vocab_size != vocabulary.text_size:
-            vocabulary = Vocabulary(llm.config.vocab_size, vocabulary.codes)
+            vocabulary = replace(vocabulary, text_size=llm.config.vocab_size)
         self.vocabulary = vocabulary
         self.blocks = llm.model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary.new_rows)
-            self.head = SplitHead(llm.get_output_embeddings(), vocabulary.new_rows)
+            self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary)
+            self.head = SplitHead(llm.get_output_embeddings(), vocabulary)
             self.port = nn.Linear(feature_width, llm.config.hidden_size)
             nn.init.normal_(self.port.weight, std=0.02)
         # The embedding lives in the split module alone; transformers is always given vectors.

@@ -1,7 +1,8 @@
-"""One table from visual codes to global ids, and which ids a stretch of text or image may hold.
+"""One table from visual words to global ids, and which ids a stretch of text or image may hold.
 
 LaVIT appends its rows to the language model's own: ``[IMG]``, ``[/IMG]``, then one row a code
-(LaVIT, arXiv 2309.04669, section 3.2; 32,000 + 2 + 16,384 ids for LLaMA).
+(LaVIT, arXiv 2309.04669, section 3.2; 32,000 + 2 + 16,384 ids for LLaMA). Where words say places, a word is a pair of
+a code and a gap (:mod:`lavit.tokenizers.places`); all words of one gap stand together.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Global ids: text ``[0, text_size)``, then the image's begin and end, then ``codes`` visual words."""
+    """Global ids: text ``[0, text_size)``, then the image's begin and end, then ``codes`` × ``gaps`` visual words."""
 
     text_size: int
     codes: int
+    gaps: int = 1
+
+    @property
+    def words(self) -> int:
+        return self.codes * self.gaps
 
     @property
     def image_begin(self) -> int:
@@ -32,23 +38,19 @@ class Vocabulary:
         return self.text_size + 2
 
     @property
-    def new_rows(self) -> int:
-        return self.codes + 2
-
-    @property
     def size(self) -> int:
-        return self.text_size + self.new_rows
+        return self.first_code + self.words
 
     def to_ids(self, codes: Tensor) -> Tensor:
-        """Codes in [0, K) to global ids, any shape, int64."""
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codes):
-            raise ValueError(f"codes must lie in [0, {self.codes}); got {int(codes.min())} to {int(codes.max())}")
+        """Visual words in [0, words) to global ids, any shape, int64."""
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.words):
+            raise ValueError(f"codes must lie in [0, {self.words}); got {int(codes.min())} to {int(codes.max())}")
         return codes + self.first_code
 
     def to_codes(self, ids: Tensor) -> Tensor:
-        """Global ids of visual words back to codes, any shape, int64."""
+        """Global ids of visual words back to words in [0, words), any shape, int64."""
         codes = ids - self.first_code
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.codes):
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < self.words):
             raise ValueError(f"ids must be visual words in [{self.first_code}, {self.size}); got {ids.tolist()[:8]}")
         return codes
 

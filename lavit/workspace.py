@@ -30,7 +30,6 @@ from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.training.weights import load_weights
-from lavit.vocabulary import Vocabulary
 
 SPLITS = ("train", "validation", "test")
 
@@ -101,13 +100,13 @@ class Workspace:
             done = cache_features(shards, encoder, self.features_path(part, split, shards), progress, done)
 
     def new_tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed)
+        tokenizer = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed, pretrained=False)
         tokenizer.encoder = self.encoder()
         return tokenizer
 
     def tokenizer(self) -> Tokenizer:
         """The trained tokenizer, in evaluation mode."""
-        blank = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed)
+        blank = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed, pretrained=False)
         return load_weights(blank, self.run / "tokenizer" / "tokenizer.safetensors")
 
     def text_tokenizer(self):
@@ -116,7 +115,7 @@ class Workspace:
 
     def new_model(self) -> UnifiedLM:
         e = self.experiment
-        vocabulary = Vocabulary(len(self.text_tokenizer()), e.tokenizer.model.words)
+        vocabulary = e.tokenizer.model.vocabulary(len(self.text_tokenizer()))
         return UnifiedLM(e.pretrain.model, vocabulary, e.tokenizer.model.merger.width, e.seed)
 
     def model(self) -> UnifiedLM:

@@ -37,7 +37,7 @@ def ended(main, stage, argv) -> int:
 def test_main_gets_the_experiment_and_its_opened_run(argv, tmp_path):
     calls = []
     run_stage(lambda *given: calls.append(given), None, argv)
-    (experiment, run), = calls
+    ((experiment, run),) = calls
     assert isinstance(experiment, Experiment) and (experiment.seed, experiment.pretrain.row) == (3, 81)
     assert run == tmp_path / "run" and load(Experiment, run / "config.yaml") == experiment
     assert not list(run.rglob("done.json")), "a main without a stage marks its own end"

@@ -251,7 +251,7 @@ def test_log_likelihood_of_many_and_of_too_long_documents(model):
 def test_drawn_words_that_say_places_are_a_whole_image():
     """Nine codes with three gaps each over a grid of 4 × 4: every drawing holds all anchors and ends at the last."""
     places = Places(4, CODES, PlacesConfig(every=2))
-    vocabulary = Vocabulary(TEXT, places.words)
+    vocabulary = Vocabulary(TEXT, CODES, places.gaps)
     scratch = ScratchConfig(hidden=16, layers=1, heads=2, mlp=32, max_position=64)
     made = UnifiedLM(ModelConfig(LLMConfig(scratch=scratch)), vocabulary, WIDTH, seed=3).eval()
     maker = DocumentMaker(vocabulary, Numbers(), 256)

@@ -222,8 +222,7 @@ def test_a_stage_is_done_once_it_says_so(tmp_path):
 def test_seconds_add_up_over_a_kill(tmp_path):
     write_json(tmp_path / "seconds.json", {"seconds": 100.0})
     code = (
-        "import sys, time; from lavit.runs import stage_clock\n"
-        "with stage_clock(sys.argv[1], every=0.1): time.sleep(60)"
+        "import sys, time; from lavit.runs import stage_clock\nwith stage_clock(sys.argv[1], every=0.1): time.sleep(60)"
     )
     process = python(code, tmp_path)
     assert until(lambda: read_seconds(tmp_path) >= 100.2)

@@ -10,7 +10,7 @@ LLAMA = Vocabulary(32000, 16384)
 
 def test_sizes_are_those_of_the_paper():
     assert (LLAMA.image_begin, LLAMA.image_end, LLAMA.first_code) == (32000, 32001, 32002)
-    assert LLAMA.new_rows == 16386 and LLAMA.size == 48386
+    assert LLAMA.words == 16384 and LLAMA.size == 48386
 
 
 def test_round_trip():
@@ -39,3 +39,9 @@ def test_masks_say_what_may_be_written():
     assert v.text_mask().tolist() == [True] * 3 + [False] * 4
     assert v.image_mask(may_end=False).tolist() == [False] * 5 + [True] * 2
     assert v.image_mask(may_end=True).tolist() == [False] * 4 + [True] * 3
+
+
+def test_words_that_are_pairs():
+    v = Vocabulary(10, 4, gaps=3)
+    assert v.words == 12 and v.first_code == 12 and v.size == 24
+    assert v.to_ids(torch.tensor([11])).tolist() == [23] and int(v.image_mask(may_end=False).sum()) == 12

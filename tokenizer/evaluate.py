@@ -1,19 +1,26 @@
-"""How good the tokenizer is: reconstruction of features, use of the codebook, numbers of tokens."""
+"""How good the tokenizer is: reconstruction of features, use of the codebook, numbers of tokens and what decides them.
+
+``make eval-tokenizer CONFIG=…`` writes ``eval/tokenizer/figures.json`` and ``eval/tokenizer/page.html``.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from eval.pictures import kept_patches
+from eval.tokenizer_page import tokenizer_page
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.codes import code_usage
-from lavit.runs import write_json
+from lavit.runs import write_atomic, write_json
 from lavit.tokenizers.decoder import cosine
 from lavit.tokenizers.features import BATCH, PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import CodeSet, Workspace
+from tokenizer.curves import content, length_curve, rank_correlation
 
 
 @torch.no_grad()
@@ -26,7 +33,10 @@ def main(experiment: Experiment, run: Path) -> None:
     chosen = pictures.distinct()
     counts = codes.counts()[chosen]
     used = torch.cat([codes.codes(n) for n in chosen])
-    usage = code_usage(used % tokenizer.config.quantizer.codes, tokenizer.config.quantizer.codes)
+    size = tokenizer.config.quantizer.codes
+    usage = code_usage(used % size, size)
+    sizes, blank = content(pictures, chosen, tokenizer)
+    kept = kept_of(tokenizer, pictures, chosen)
     figures = {
         "cosine": float(ours[chosen].mean()),
         "cosine_constant": float(fixed[chosen].mean()),
@@ -40,11 +50,17 @@ def main(experiment: Experiment, run: Path) -> None:
         "tokens_std": float(counts.float().std()),
         "tokens_min": int(counts.min()),
         "tokens_max": int(counts.max()),
+        "counts": counts.tolist(),
         "histogram": torch.bincount(counts).tolist(),
+        "complexity": {"measure": "bytes of the lossless WebP", "rank_correlation": rank_correlation(counts, sizes)},
+        "kept": keep_rates(kept, blank, tokenizer.config.encoder.grid),
+        "curve": length_curve(tokenizer, pictures, chosen, experiment.seed),
         "n": len(chosen),
         "split": split,
     }
-    write_json(work.folder("eval/tokenizer") / "figures.json", figures)
+    folder = work.folder("eval/tokenizer")
+    write_atomic(folder / "page.html", tokenizer_page(work, tokenizer, figures, kept))
+    write_json(folder / "figures.json", figures)
 
 
 def similarities(tokenizer: Tokenizer, pictures: PictureSet, codes: CodeSet, constant: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +73,20 @@ def similarities(tokenizer: Tokenizer, pictures: PictureSet, codes: CodeSet, con
         ours.append(cosine(features, rebuilt).mean(1))
         fixed.append(cosine(features, constant).mean(1))
     return torch.cat(ours), torch.cat(fixed)
+
+
+def kept_of(tokenizer: Tokenizer, pictures: PictureSet, numbers: list[int]) -> Tensor:
+    """(n, P) bool: the patches of pictures that became tokens."""
+    size = tokenizer.config.encoder.image_size
+    parts = [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)]
+    return torch.cat([kept_patches(tokenizer, pictures.inputs(part, size)) for part in parts])
+
+
+def keep_rates(kept: Tensor, blank: Tensor, grid: int) -> dict[str, Any]:
+    """How often patches are kept: by place (grid, grid), and by whether anything is drawn in them; None: no such."""
+    drawn, plain = (float(kept[where].float().mean()) if where.any() else None for where in (~blank, blank))
+    by_place = kept.float().mean(0).unflatten(0, (grid, grid)).tolist()
+    return {"by_place": by_place, "drawn": drawn, "blank": plain, "blank_share": float(blank.float().mean())}
 
 
 def by_source(pictures: PictureSet, values: Tensor) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.documents import Document, DocumentMaker
+from lavit.tokens import Span
 
 
 @dataclass
@@ -15,7 +16,8 @@ class MixtureConfig:
     """Shares of the kinds of documents in a pretraining batch; they are normalised.
 
     ``unconditional`` is the chance that a ``[text, image]`` document loses its text, for guidance (eq. 7).
-    ``drop_tokens`` is the chance that a fed visual token is left out, which keeps small sets from being memorised.
+    ``drop_tokens`` is the chance that a fed visual token is left out, ``drop_text`` that a token of the text before an
+    image is: both keep small sets from being memorised.
     """
 
     image_text: float = 0.5
@@ -24,6 +26,7 @@ class MixtureConfig:
     question_answer: float = 0.0
     unconditional: float = 0.1
     drop_tokens: float = 0.0
+    drop_text: float = 0.0
 
 
 KINDS = ("image_text", "text_image", "text_only", "question_answer")
@@ -52,8 +55,9 @@ class Mixture:
             raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
         if not (shares >= 0).all() or shares.sum() <= 0:
             raise ValueError("pretrain.mixture: shares must not be negative and one must be above 0")
-        if not (0 <= config.unconditional <= 1 and 0 <= config.drop_tokens <= 1):
-            raise ValueError("pretrain.mixture: unconditional and drop_tokens are chances, from 0 to 1")
+        for name in ("unconditional", "drop_tokens", "drop_text"):
+            if not 0 <= getattr(config, name) <= 1:
+                raise ValueError(f"pretrain.mixture.{name} is a chance, from 0 to 1")
         self.shares = shares / shares.sum()
 
     def documents(
@@ -91,4 +95,11 @@ class Mixture:
             return self.maker.text_only(text)
         if chance[0] < self.config.unconditional:
             return self.maker.image_only(codes.codes(caption))
-        return self.maker.text_image(text, codes.codes(caption))
+        document = self.maker.text_image(text, codes.codes(caption))
+        return [self._thinned(document[0], generator), *document[1:]] if self.config.drop_text else document
+
+    def _thinned(self, text: Span, generator: torch.Generator) -> Span:
+        """A text that begins as it began, at random without some of its later tokens."""
+        keep = torch.rand(len(text.ids), generator=generator) >= self.config.drop_text
+        keep[0] = True
+        return text._replace(ids=text.ids[keep])

@@ -1,7 +1,8 @@
 """Embedding and head split into the language model's own rows and the new rows of visual words.
 
 They are separate parameters: an optimizer cannot freeze half of one tensor, and weight decay moves masked rows.
-Together they equal an embedding or a head that was grown by the new rows.
+Together they equal an embedding or a head that was grown by the new rows. A word that is a pair of a code and a gap
+is embedded as the sum of the code's row and the gap's row, and every word learns from all words with its code.
 """
 
 from __future__ import annotations
@@ -11,35 +12,56 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavit.tokens import IGNORE
+from lavit.vocabulary import Vocabulary
 
 
 class SplitEmbedding(nn.Module):
-    """Ids (...) int64 in [0, text rows + new rows) to vectors (..., D)."""
+    """Ids (...) int64 in [0, vocabulary.size) to vectors (..., D).
 
-    def __init__(self, text: nn.Embedding, new_rows: int):
+    ``new`` holds a row of ``[IMG]``, one of ``[/IMG]`` and one a code; ``gap`` holds one a gap.
+    """
+
+    def __init__(self, text: nn.Embedding, vocabulary: Vocabulary):
         super().__init__()
-        self.text = text
-        self.new = nn.Embedding(new_rows, text.embedding_dim)
-        nn.init.normal_(self.new.weight, std=0.02)
+        self.text, self.vocabulary = text, vocabulary
+        self.new = new_rows(vocabulary.codes + 2, text.embedding_dim)
+        self.gap = new_rows(vocabulary.gaps, text.embedding_dim) if vocabulary.gaps > 1 else None
 
     def forward(self, ids: Tensor) -> Tensor:
-        rows = self.text.num_embeddings
-        is_text = (ids < rows)[..., None]
-        return torch.where(is_text, self.text(ids.clamp(max=rows - 1)), self.new((ids - rows).clamp(min=0)))
+        v = self.vocabulary
+        rows, word = ids - v.text_size, ids - v.first_code
+        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < v.size):
+            raise IndexError(f"ids must lie in [0, {v.size}); got {int(ids.min())} to {int(ids.max())}")
+        rows = torch.where(word >= 0, word % v.codes + 2, rows).clamp(min=0)
+        new = self.new(rows)
+        if self.gap is not None:
+            gap = self.gap(word.clamp(min=0).div(v.codes, rounding_mode="floor"))
+            new = torch.where((word >= 0)[..., None], new + gap, new)
+        return torch.where((ids < v.text_size)[..., None], self.text(ids.clamp(max=v.text_size - 1)), new)
 
 
 class SplitHead(nn.Module):
-    """Hidden states to logits over the text rows followed by the new rows."""
+    """Hidden states to logits over the text rows, then ``[IMG]``, ``[/IMG]`` and the visual words.
 
-    def __init__(self, text: nn.Linear, new_rows: int):
+    What is seen depends on where: the codes' rows are multiplied by another state for every gap, the hidden one plus a
+    linear map of it that starts at zero. Were the logit of a pair only the sum of its code's and its gap's, the two
+    would be drawn independently, and held-out images would cost a nat a token more (docs/results.md).
+    """
+
+    def __init__(self, text: nn.Linear, vocabulary: Vocabulary):
         super().__init__()
         self.text = text
-        self.new = nn.Linear(text.in_features, new_rows, bias=False)
-        nn.init.normal_(self.new.weight, std=0.02)
+        self.new = new_head(text.in_features, vocabulary.codes + 2)
+        self.gap = Gaps(text.in_features, vocabulary.gaps) if vocabulary.gaps > 1 else None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., D) hidden states to (..., rows) logits."""
-        return torch.cat([self.text(hidden), self.new(hidden)], dim=-1)
+        """(..., D) hidden states to (..., vocabulary.size) logits."""
+        new = self.new(hidden)
+        if self.gap is not None:
+            logits, states = self.gap(hidden)
+            words = logits[..., None] + self.new(states)[..., 2:]
+            new = torch.cat([new[..., :2], words.flatten(-2)], dim=-1)
+        return torch.cat([self.text(hidden), new], dim=-1)
 
     def nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Negative log-likelihoods (N,) float32 of labels (N,) int64 under hidden (N, D); zero where label = -100.
@@ -50,3 +72,30 @@ class SplitHead(nn.Module):
         logits = self(hidden[learned]).float()
         out = hidden.new_zeros(labels.shape, dtype=torch.float32)
         return out.masked_scatter(learned, F.cross_entropy(logits, labels[learned], reduction="none"))
+
+
+class Gaps(nn.Module):
+    """Hidden states (..., D) to a logit of every gap (..., G) and the states (..., G, D) that the codes' rows meet."""
+
+    def __init__(self, width: int, gaps: int):
+        super().__init__()
+        self.gaps = gaps
+        self.logits = new_head(width, gaps)
+        self.states = nn.Linear(width, gaps * width)
+        nn.init.zeros_(self.states.weight)
+        nn.init.zeros_(self.states.bias)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.logits(hidden), hidden[..., None, :] + self.states(hidden).unflatten(-1, (self.gaps, -1))
+
+
+def new_rows(rows: int, width: int) -> nn.Embedding:
+    table = nn.Embedding(rows, width)
+    nn.init.normal_(table.weight, std=0.02)
+    return table
+
+
+def new_head(width: int, rows: int) -> nn.Linear:
+    head = nn.Linear(width, rows, bias=False)
+    nn.init.normal_(head.weight, std=0.02)
+    return head

@@ -75,9 +75,7 @@ class DiffusionRenderer(nn.Module):
         self.config = config
         self.grid = config.image_size // config.patch
         if self.grid * config.patch != config.image_size:
-            raise ValueError(
-                f"decoder.image_size {config.image_size} is no multiple of decoder.patch {config.patch}"
-            )
+            raise ValueError(f"decoder.image_size {config.image_size} is no multiple of decoder.patch {config.patch}")
         if config.draft and self.grid**2 != patches:
             raise ValueError(
                 f"decoder.draft needs a patch of the picture for each of the {patches} features, not {self.grid**2}; "

@@ -15,10 +15,13 @@ from lavit.layers.transformer import Block, grid_positions, init_weights, sequen
 
 @dataclass
 class FeatureDecoderConfig:
+    """``norm_words`` normalises the words before the blocks attend to them; the published weights do without."""
+
     width: int = 192
     blocks: int = 2
     heads: int = 4
     mlp: int = 768
+    norm_words: bool = True
 
 
 class FeatureDecoder(nn.Module):
@@ -46,7 +49,7 @@ class FeatureDecoder(nn.Module):
             # A word is a unit vector: its entries, and so its place's, are of the size 1 / sqrt(width).
             self.position = sequence_positions(patches, width, std=code_width**-0.5)
             self.query = sequence_positions(patches, width, std=1.0)
-        self.norm_words = nn.LayerNorm(width)
+        self.norm_words = nn.LayerNorm(width) if config.norm_words else nn.Identity()
         self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp, backend) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, feature_width))

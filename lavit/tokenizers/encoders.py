@@ -68,18 +68,18 @@ class Encoder(nn.Module):
     """Images (B, 3, S, S) in [0, 1] to features (B, P, D), P = grid², D = the sum of the layers' widths.
 
     The backbone is frozen and always in evaluation mode. ``standardize_by`` sets the statistics of the features.
+    Without ``pretrained`` its weights are left as timm draws them, to be filled from a checkpoint.
     """
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, pretrained: bool = True):
         super().__init__()
         if not config.layers:
-            raise ValueError(
-                "tokenizer.encoder.layers is empty; name at least one, e.g. {name: blocks.4, width: 112}"
-            )
+            raise ValueError("tokenizer.encoder.layers is empty; name at least one, e.g. {name: blocks.4, width: 112}")
         self.config = config
         with torch.random.fork_rng(devices=[]):  # timm draws weights, all of which are replaced
             self.backbone = timm.create_model(config.model, **_timm_options(config))
-        load_weights(self.backbone, config.weights)
+        if pretrained:
+            load_weights(self.backbone, config.weights)
         self.backbone.eval().requires_grad_(False)
         self.register_buffer("pixel_mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
@@ -191,9 +191,7 @@ def load_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
     wrong = [name for name in own.keys() | state.keys() if name not in own or name not in state]
     wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if wrong:
-        raise ValueError(
-            f"{path} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}"
-        )
+        raise ValueError(f"{path} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
     backbone.load_state_dict(state)
 
 

@@ -67,8 +67,8 @@ class Quantizer(nn.Module):
         return F.normalize(self.proj(features).float(), dim=-1)
 
     def nearest(self, unit: Tensor) -> Tensor:
-        """(..., C) unit vectors to (...) int64 codes."""
-        return (unit.float() @ self.codebook.T).argmax(-1)
+        """(..., C) unit vectors to the (...) int64 codes at the least distance; a code may be of any length."""
+        return (unit.float() @ self.codebook.T - self.codebook.square().sum(-1) / 2).argmax(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """(...) int64 codes to (..., C) float32 words."""

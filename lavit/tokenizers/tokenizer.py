@@ -28,6 +28,7 @@ from lavit.tokenizers.selector import (
     within,
 )
 from lavit.tokens import Tokens
+from lavit.vocabulary import Vocabulary
 
 
 @dataclass
@@ -40,10 +41,9 @@ class TokenizerConfig:
     places: PlacesConfig | None = None
     attention: str = "sdpa"
 
-    @property
-    def words(self) -> int:
-        """The number of different visual words: codes, times gaps where words say places."""
-        return self.known_places().words if self.places else self.quantizer.codes
+    def vocabulary(self, text_size: int) -> Vocabulary:
+        """The ids of a language model that reads these visual words."""
+        return Vocabulary(text_size, self.quantizer.codes, self.known_places().gaps if self.places else 1)
 
     def known_places(self) -> Places | None:
         """What the words say about places, None if they say nothing (as in the paper).
@@ -77,10 +77,11 @@ class TokenizerLoss(NamedTuple):
 class Tokenizer(nn.Module):
     """Images or their features to visual words and back to features.
 
-    ``quantize`` is off in the first phase of training: the decoder then reads the merger's projected features.
+    ``quantize`` is off in the first phase of training: the decoder then reads the merger's projected features. Without
+    ``pretrained`` the encoder's weights are left to a checkpoint.
     """
 
-    def __init__(self, config: TokenizerConfig, seed: int = 0):
+    def __init__(self, config: TokenizerConfig, seed: int = 0, pretrained: bool = True):
         super().__init__()
         self.config = config
         width, patches = config.encoder.width, config.encoder.patches
@@ -95,7 +96,7 @@ class Tokenizer(nn.Module):
             self.decoder = FeatureDecoder(*size, config.decoder, config.attention, bool(config.places))
         if kind == "even":
             even_positions(patches, choice.tokens)  # an impossible number is said now
-        self.encoder = Encoder(config.encoder)
+        self.encoder = Encoder(config.encoder, pretrained)
         weights = torch.cat([torch.full((layer.width,), layer.weight) for layer in config.encoder.layers])
         self.register_buffer("channel_weight", weights, persistent=False)
         self.quantize = True
@@ -143,12 +144,17 @@ class Tokenizer(nn.Module):
         Raises:
             ValueError: more than one budget, or one that no image can meet.
         """
-        merged, keep, position = self.merger(features, self.select(features, budget=Budget(tokens, ratio, at_most)))
+        return self.tokens_of(features, self.select(features, budget=Budget(tokens, ratio, at_most)))
+
+    @torch.no_grad()
+    def tokens_of(self, features: Tensor, selection: Selection) -> Tokens:
+        """The tokens of (B, P, D) features when just the patches of ``selection`` are kept."""
+        merged, keep, position = self.merger(features, selection)
         codes = self.quantizer.nearest(self.quantizer.project(merged.float()))
         return Tokens(codes * keep, keep, merged, position)
 
     def words(self, tokens: Tokens) -> Tensor:
-        """(B, N) int64 visual words in [0, config.words): the tokens' codes, with their places if words say them.
+        """(B, N) int64 visual words: the tokens' codes, with their places if words say them.
 
         Raises:
             ValueError: fewer tokens than the words' gaps can bridge.

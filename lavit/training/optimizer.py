@@ -141,5 +141,3 @@ def learning_rate_factor(step: int, steps: int, config: OptimizerConfig) -> floa
         return (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, steps - config.warmup)
     return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-

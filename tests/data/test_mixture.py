@@ -103,6 +103,17 @@ def test_fed_tokens_are_dropped_at_their_chance_with_their_features(monkeypatch,
     assert {len(d[0].ids) for d in drawn(mixture(**{name: 1.0}, drop_tokens=1.0), 20)} == {3}
 
 
+def test_text_before_an_image_loses_tokens_at_its_chance_but_not_its_beginning():
+    made = mixture(text_image=1.0, unconditional=0.0, drop_text=0.5)
+    made.texts = ["10 11 12 13"] * 3
+    texts = [document[0].ids.tolist() for document in drawn(made, 400)]
+    assert all(ids[0] == 0 and ids[1:] == sorted(ids[1:]) for ids in texts)
+    assert sum(len(ids) for ids in texts) / 400 == pytest.approx(3.0, abs=0.15)
+    assert len({tuple(ids) for ids in texts}) == 16
+    whole = mixture(image_text=1.0, drop_text=1.0)
+    assert drawn(whole, 1)[0][1].ids.tolist() == [10, 1], "captions that are written are learned whole"
+
+
 def test_the_generator_alone_decides():
     made = mixture(image_text=1.0, text_image=1.0, question_answer=1.0)
     kinds = lambda seed: [kind(d) for d in drawn(made, 50, seed)]  # noqa: E731
@@ -114,8 +125,9 @@ def test_the_generator_alone_decides():
     [
         ({}, "one must be above 0"),
         ({"image_text": 1.0, "text_image": -0.1}, "must not be negative"),
-        ({"image_text": 1.0, "unconditional": 1.5}, "chances, from 0 to 1"),
-        ({"image_text": 1.0, "drop_tokens": -0.1}, "chances, from 0 to 1"),
+        ({"image_text": 1.0, "unconditional": 1.5}, "unconditional is a chance, from 0 to 1"),
+        ({"image_text": 1.0, "drop_tokens": -0.1}, "drop_tokens is a chance, from 0 to 1"),
+        ({"image_text": 1.0, "drop_text": 1.1}, "drop_text is a chance, from 0 to 1"),
         ({"image_text": 1.0, "question_answer": 0.1, "asked": False}, "data.vqa is not set; set it to 0"),
     ],
 )

@@ -121,9 +121,7 @@ def test_a_question_s_picture_is_not_tested_where_captions_trained_on_it(folder,
 def test_nothing_left_is_an_error_and_leaves_nothing(folder, tmp_path):
     for i in range(12):
         (folder / f"{i:02}.png").write_bytes(b"")
-    with pytest.raises(
-        SourceError, match=r"source 'folder': all 12 pictures were left out; the first: 00.png.* empty"
-    ):
+    with pytest.raises(SourceError, match=r"source 'folder': all 12 pictures were left out; the first: 00.png.* empty"):
         prepare(config_of(folder), tmp_path / "run")
     assert not (tmp_path / "run" / "captions").exists() and not (tmp_path / "run" / "captions.partial").exists()
 

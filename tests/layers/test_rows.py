@@ -7,15 +7,18 @@ from torch import nn
 
 from lavit.layers.rows import SplitEmbedding, SplitHead
 from lavit.tokens import IGNORE
+from lavit.vocabulary import Vocabulary
 
 TEXT, NEW, WIDTH = 11, 5, 6
+VOCABULARY = Vocabulary(TEXT, NEW - 2)
+PAIRS = Vocabulary(TEXT, 3, gaps=2)
 
 
 @pytest.fixture
 def embeddings():
     """A split embedding and the grown one that it must equal."""
     torch.manual_seed(0)
-    split = SplitEmbedding(nn.Embedding(TEXT, WIDTH), NEW)
+    split = SplitEmbedding(nn.Embedding(TEXT, WIDTH), VOCABULARY)
     grown = nn.Embedding(TEXT + NEW, WIDTH)
     grown.weight.data = torch.cat([split.text.weight, split.new.weight]).detach().clone()
     return split, grown
@@ -24,7 +27,7 @@ def embeddings():
 @pytest.fixture
 def heads():
     torch.manual_seed(1)
-    split = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), NEW)
+    split = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), VOCABULARY)
     grown = nn.Linear(WIDTH, TEXT + NEW, bias=False)
     grown.weight.data = torch.cat([split.text.weight, split.new.weight]).detach().clone()
     return split, grown
@@ -105,3 +108,43 @@ def test_nll_is_float32_for_half_precision_states(heads):
     split, _ = heads
     nll = split.bfloat16().nll(torch.randn(3, WIDTH).bfloat16(), torch.tensor([1, IGNORE, 2]))
     assert nll.dtype == torch.float32 and nll.isfinite().all()
+
+
+def pair_rows(split, gap: torch.Tensor) -> torch.Tensor:
+    """(size, D) rows of text, the image's ends, and every code with the first gap, then with the second."""
+    ends, codes = split.new.weight[:2], split.new.weight[2:]
+    return torch.cat([split.text.weight, ends, codes + gap[0], codes + gap[1]])
+
+
+def test_a_pair_of_code_and_gap_has_the_sum_of_their_rows():
+    torch.manual_seed(2)
+    embedding = SplitEmbedding(nn.Embedding(TEXT, WIDTH), PAIRS)
+    head = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), PAIRS)
+    ids = torch.arange(PAIRS.size).view(1, -1)
+    torch.testing.assert_close(embedding(ids)[0], pair_rows(embedding, embedding.gap.weight))
+    hidden = torch.randn(4, WIDTH)
+    rows = pair_rows(head, head.gap.logits.weight)
+    torch.testing.assert_close(head(hidden), hidden @ rows.T)
+    labels = torch.tensor([TEXT, PAIRS.size - 1, 0, PAIRS.first_code])
+    expected = F.cross_entropy(hidden @ rows.T, labels, reduction="none")
+    torch.testing.assert_close(head.nll(hidden, labels), expected)
+
+
+def test_codes_are_seen_from_each_gap():
+    """After training the codes' rows meet another state for every gap."""
+    torch.manual_seed(3)
+    head = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), PAIRS)
+    nn.init.normal_(head.gap.states.weight)
+    nn.init.normal_(head.gap.states.bias)
+    hidden = torch.randn(WIDTH)
+    turned = head.gap.states.weight.view(2, WIDTH, WIDTH) @ hidden + head.gap.states.bias.view(2, WIDTH)
+    second = head.new.weight[2:] @ (hidden + turned[1]) + head.gap.logits.weight[1] @ hidden
+    torch.testing.assert_close(head(hidden)[-PAIRS.codes :], second)
+    torch.testing.assert_close(head(hidden)[TEXT : TEXT + 2], head.new.weight[:2] @ hidden)
+
+
+def test_a_code_learns_from_both_of_its_words():
+    embedding = SplitEmbedding(nn.Embedding(TEXT, WIDTH), PAIRS)
+    embedding(torch.tensor([PAIRS.first_code + 1, PAIRS.first_code + PAIRS.codes + 1])).sum().backward()
+    assert embedding.new.weight.grad.sum(1).tolist() == [0, 0, 0, 2 * WIDTH, 0]
+    assert embedding.gap.weight.grad.sum(1).tolist() == [WIDTH, WIDTH]

@@ -18,11 +18,11 @@ from eval.figures import REQUIRED, number, read_figures, stage_seconds, table
 from eval.pictures import blank_patches, evenly, kept_patches, lit
 from eval.plots import running_mean
 from lavit.experiment import load_experiment, run_stage
-from lavit.runs import write_json
+from lavit.runs import read_json, write_json
 from lavit.tokenizers.features import write_array
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
-from tokenizer import extract, prepare
+from tokenizer import evaluate, extract, prepare
 
 CONFIG = """
 run: {run}
@@ -59,6 +59,8 @@ class Made:
         self.stage(prepare.main)
         save_weights(self.work.new_tokenizer(), self.run / "tokenizer" / "tokenizer.safetensors")
         self.stage(extract.main, "extract")
+        self.stage(evaluate.main, "eval/tokenizer")
+        self.tokenizer = read_json(self.run / "eval" / "tokenizer" / "figures.json")
         save_weights(self.work.new_renderer(), self.run / "decoder" / "renderer.safetensors")
         write_logs(self.run)
         write_evaluations(self.work)
@@ -111,7 +113,12 @@ def write_evaluations(work: Workspace) -> None:
     drawn = [{"number": n, "text": text, "tokens": 3} for n, text in pairs]
     counts = work.codes("captions", "test").counts()
     more = {
-        "tokenizer": {"codes_used": 9, "codes_total": int(counts.sum()), "histogram": torch.bincount(counts).tolist()},
+        "tokenizer": {
+            "codes_used": 9,
+            "codes_total": int(counts.sum()),
+            "histogram": torch.bincount(counts).tolist(),
+            "kept": read_json(work.run / "eval/tokenizer/figures.json")["kept"],
+        },
         "caption": {"samples": said, "retrieval_n": len(numbers), "cider_nearest": 2.0, "cider": 0.5},
         "vqa": {"samples": given},
         "reconstruction": {"numbers": numbers, "draft_fd_lite0": 5.0, "fd_lite0": 40.0},
@@ -305,6 +312,16 @@ def test_running_mean():
     assert running_mean([0.0, 3.0, 6.0], share=1.0).tolist() == [1.5, 3.0, 4.5]
 
 
-def test_template_names_no_other_host():
-    text = report.TEMPLATE.read_text()
-    assert re.findall(r"https?://[^\s\"<]+", text) == ["https://arxiv.org/abs/2309.04669"]
+def test_templates_name_no_other_host():
+    texts = {path.name: path.read_text() for path in Path(report.__file__).parent.glob("*.j2")}
+    hosts = {name: re.findall(r"https?://[^\s\"<]+", text) for name, text in texts.items()}
+    assert hosts == {"report.html.j2": ["https://arxiv.org/abs/2309.04669"], "tokenizer.html.j2": []}
+
+
+def test_tokenizer_page_stands_alone(made):
+    page = (made.run / "eval" / "tokenizer" / "page.html").read_text()
+    assert page.count("kept patches of") == min(24, made.work.codes("captions", "test").counts().numel())
+    assert "<script" not in page and "&lt;script" in page
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "rank correlation" in page and len(re.findall("patches of code", page)) > 0
+    assert f"{made.tokenizer['cosine']:.3f}" in page

@@ -262,7 +262,7 @@ def placed():
 def test_words_alone_decode_like_the_tokens_they_came_from_places_included(placed):
     tokens = placed.encode_features(features(4))
     words = placed.words(tokens)
-    assert placed.config.words == 3 * CODES > words.max() >= CODES
+    assert placed.config.vocabulary(0).words == 3 * CODES > words.max() >= CODES
     again = placed.lookup(words, tokens.keep)
     assert torch.equal(again.codes, tokens.codes) and torch.equal(again.position * tokens.keep, tokens.position)
     assert torch.equal(placed.decode(again), placed.decode(tokens))
