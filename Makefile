@@ -4,14 +4,16 @@ GPUS ?=
 HOSTFILE ?=
 ARGS ?=
 RUNS ?=
+OFFICIAL ?=
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 LAUNCH = $(RUN) -m lavit.launch
 LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTFILE)) -- $(CONFIG) $(ARGS)
 
-.PHONY: setup demo test test-slow lint prepare tokenizer extract pretrain decoder \
-	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers bench report
+.PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain decoder \
+	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers \
+	plan bench report
 
 setup: $(VENV)/.complete
 
@@ -39,6 +41,9 @@ prepare: setup
 tokenizer: setup
 	@$(LAUNCH) tokenizer.train $(LAUNCHED)
 
+convert: setup
+	@$(RUN) -m tokenizer.convert $(OFFICIAL) $(CONFIG) $(ARGS)
+
 extract: setup
 	@$(RUN) -m tokenizer.extract $(CONFIG) $(ARGS)
 
@@ -65,6 +70,9 @@ eval-text-to-image: setup
 
 compare-tokenizers: setup
 	@$(RUN) -m tokenizer.compare $(RUNS) $(ARGS)
+
+plan: setup
+	@$(RUN) -m eval.plan $(or $(GPUS),1) $(CONFIG) $(ARGS)
 
 bench: setup
 	@$(RUN) -m eval.bench $(ARGS)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from lavit.config import OneOf
 from lavit.layers.ranks import mean_over_ranks
@@ -40,8 +40,25 @@ class LLMConfig(OneOf):
 
 
 @dataclass
+class LLMShape:
+    """What a folder's model looks like, for plans that are made without it: LLaMA-2-7B by default."""
+
+    hidden: int = 4096
+    layers: int = 32
+    heads: int = 32
+    key_value_heads: int = 32
+    mlp: int = 11008
+    max_position: int = 4096
+    vocabulary: int = 32000
+    tied: bool = False
+
+
+@dataclass
 class ModelConfig:
+    """``shape`` is checked against the model in ``llm.folder``, if both are given."""
+
     llm: LLMConfig = field(default_factory=lambda: LLMConfig(scratch=ScratchConfig()))
+    shape: LLMShape | None = None
 
 
 class LMOutput(NamedTuple):
@@ -52,39 +69,70 @@ class LMOutput(NamedTuple):
     image: Tensor
 
 
-def build_llm(config: LLMConfig, text_size: int, seed: int) -> nn.Module:
+def build_llm(config: ModelConfig, text_size: int, seed: int) -> nn.Module:
     """The transformers model; a folder's weights, or seeded random ones.
 
     Raises:
-        ValueError: a missing folder, or one whose vocabulary is smaller than the text tokenizer's.
+        ValueError: a missing folder, one whose vocabulary is smaller than the text tokenizer's, or another shape than
+            the configuration's.
     """
-    if config.folder is not None:
-        if not Path(config.folder).is_dir():
-            raise ValueError(f"model.llm.folder {config.folder} does not exist; give a Hugging Face folder")
-        llm = AutoModelForCausalLM.from_pretrained(config.folder, local_files_only=True, dtype=torch.float32)
+    folder = config.llm.folder
+    if folder is not None:
+        if not Path(folder).is_dir():
+            raise ValueError(f"model.llm.folder {folder} does not exist; give a Hugging Face folder")
+        llm = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
         if llm.config.vocab_size < text_size:
-            raise ValueError(f"{config.folder} has {llm.config.vocab_size} rows for a text tokenizer of {text_size}")
+            raise ValueError(f"{folder} has {llm.config.vocab_size} rows for a text tokenizer of {text_size}")
+        if config.shape is not None:
+            check_shape(llm.config, llama_of(config.shape), folder)
         return llm
-    c = config.scratch
-    shape = LlamaConfig(
-        vocab_size=text_size, hidden_size=c.hidden, num_hidden_layers=c.layers, num_attention_heads=c.heads,
-        intermediate_size=c.mlp, max_position_embeddings=c.max_position, tie_word_embeddings=False,
-        initializer_range=c.hidden**-0.5,
-    )  # fmt: skip
+    c = config.llm.scratch
+    shape = LLMShape(c.hidden, c.layers, c.heads, c.heads, c.mlp, c.max_position, text_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(shape)
+        return LlamaForCausalLM(llama_of(shape))
+
+
+def llama_of(shape: LLMShape) -> LlamaConfig:
+    """transformers' configuration of a LLaMA of this shape."""
+    return LlamaConfig(
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, num_key_value_heads=shape.key_value_heads, intermediate_size=shape.mlp,
+        max_position_embeddings=shape.max_position, tie_word_embeddings=shape.tied,
+        initializer_range=shape.hidden**-0.5,
+    )  # fmt: skip
+
+
+def check_shape(found: PretrainedConfig, expected: LlamaConfig, folder: str) -> None:
+    """Raise ValueError, naming what differs, unless a folder's model has the expected shape."""
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
+             "vocab_size", "tie_word_embeddings")  # fmt: skip
+    wrong = [
+        f"{name} {getattr(found, name, None)} instead of {getattr(expected, name)}"
+        for name in names
+        if getattr(found, name, None) != getattr(expected, name)
+    ]
+    if wrong:
+        raise ValueError(f"{folder} is not what pretrain.model.shape says: {', '.join(wrong)}")
 
 
 class UnifiedLM(nn.Module):
     """Next-token prediction over text and visual words.
 
-    ``llm`` keeps the blocks; its embedding and head become the text part of the split ones.
+    The blocks are those of ``llm``, by default the one of the configuration; its embedding and head become the text
+    part of the split ones.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary, feature_width: int, seed: int = 0):
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        feature_width: int,
+        seed: int = 0,
+        llm: nn.Module | None = None,
+    ):
         super().__init__()
-        llm = build_llm(config.llm, vocabulary.text_size, seed)
+        llm = llm or build_llm(config, vocabulary.text_size, seed)
         if llm.config.vocab_size != vocabulary.text_size:
             vocabulary = replace(vocabulary, text_size=llm.config.vocab_size)
         self.vocabulary = vocabulary

@@ -139,4 +139,4 @@ def test_language_model_from_a_folder(tmp_path, tied):
 
 def test_missing_folder():
     with pytest.raises(ValueError, match="model.llm.folder /no/such does not exist"):
-        build_llm(LLMConfig(folder="/no/such"), TEXT, 0)
+        build_llm(ModelConfig(LLMConfig(folder="/no/such")), TEXT, 0)

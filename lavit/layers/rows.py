@@ -30,13 +30,12 @@ class SplitEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         v = self.vocabulary
         rows, word = ids - v.text_size, ids - v.first_code
-        if ids.numel() and not (0 <= int(ids.min()) and int(ids.max()) < v.size):
-            raise IndexError(f"ids must lie in [0, {v.size}); got {int(ids.min())} to {int(ids.max())}")
-        rows = torch.where(word >= 0, word % v.codes + 2, rows).clamp(min=0)
-        new = self.new(rows)
-        if self.gap is not None:
+        if self.gap is None:
+            new = self.new(rows.clamp(min=0))
+        else:
+            code = self.new(torch.where(word >= 0, word % v.codes + 2, rows).clamp(min=0))
             gap = self.gap(word.clamp(min=0).div(v.codes, rounding_mode="floor"))
-            new = torch.where((word >= 0)[..., None], new + gap, new)
+            new = torch.where((word >= 0)[..., None], code + gap, code)
         return torch.where((ids < v.text_size)[..., None], self.text(ids.clamp(max=v.text_size - 1)), new)
 
 

@@ -29,16 +29,16 @@ class Places:
         if not 2 <= config.every <= grid:
             raise ValueError(f"tokenizer.places.every is {config.every}; it must be from 2 to the grid's {grid}")
         self.codes, self.patches = codes, grid**2
-        anchors = torch.zeros(grid, grid, dtype=torch.bool)
+        anchors = torch.zeros(grid, grid, dtype=torch.bool, device="cpu")
         anchors[0::2, :: config.every] = True
         anchors[1::2, config.every // 2 :: config.every] = True
         self.anchors = anchors.flatten()
         kept = self.anchors.nonzero().flatten()
         # The first gap counts from before the first patch; after the last anchor there may be extras up to the end.
         # From before each patch to the next anchor, or past the last one to the last patch.
-        following = torch.searchsorted(kept, torch.arange(self.patches + 1))
-        ends = torch.cat([kept, torch.tensor([self.patches - 1])])[following]
-        self.reach = ends + 1 - torch.arange(self.patches + 1)
+        following = torch.searchsorted(kept, torch.arange(self.patches + 1, device="cpu"))
+        ends = torch.cat([kept, kept.new_tensor([self.patches - 1])])[following]
+        self.reach = ends + 1 - torch.arange(self.patches + 1, device="cpu")
         self.gaps, self.last = int(self.reach.max()), int(kept[-1])
 
     def allowed(self, position: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,7 +56,7 @@ class Quantizer(nn.Module):
         self.proj = nn.Sequential(
             nn.Linear(feature_width, feature_width), nn.Tanh(), nn.Linear(feature_width, config.width)
         )
-        start = torch.randn(config.codes, config.width, generator=torch.Generator().manual_seed(seed))
+        start = torch.randn(config.codes, config.width, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.register_buffer("codebook", F.normalize(start, dim=-1))
         self.register_buffer("count", torch.full((config.codes,), 1 / config.codes))
         self.register_buffer("total", self.codebook / config.codes)

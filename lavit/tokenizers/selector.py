@@ -155,7 +155,7 @@ class GainSelector(Selector):
 
     def __init__(self, width: int, config: GainConfig, patches: int, anchors: Tensor | None = None):
         super().__init__(width, config)
-        anchors = torch.zeros(patches, dtype=torch.bool) if anchors is None else anchors
+        anchors = torch.zeros(patches, dtype=torch.bool, device="cpu") if anchors is None else anchors
         self.register_buffer("anchors", anchors, persistent=False)
         fixed = int(anchors.sum())
         self.share = (config.rho * patches - fixed) / (patches - fixed)  # of the patches that are no anchors

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 
+from lavit.experiment import load_experiment
 from lavit.tokenizers.decoder import FeatureDecoderConfig
 from lavit.tokenizers.encoders import Encoder, EncoderConfig, LayerConfig, WeightsConfig
 from lavit.tokenizers.merger import MergerConfig
@@ -16,8 +18,11 @@ from lavit.tokenizers.official import open_official
 from lavit.tokenizers.quantizer import QuantizerConfig
 from lavit.tokenizers.selector import LearnedConfig, Selection, SelectionConfig
 from lavit.tokenizers.tokenizer import TokenizerConfig
+from lavit.workspace import Workspace
+from tokenizer import convert
 
 MODEL, SIZE, GRID, P, D = "eva02_tiny_patch14_224", 56, 4, 16, 192
+CONFIGS = Path(__file__).parents[2] / "configs" / "lavit"
 HEADS, MLP, BLOCKS, CODES, C = 4, 40, 2, 24, 8
 CONFIG = TokenizerConfig(
     encoder=EncoderConfig(MODEL, WeightsConfig(random=0), SIZE, GRID, [LayerConfig("blocks.11", D)], clip=0.0),
@@ -213,6 +218,50 @@ def test_files_that_are_no_weights(broken, capsys):
     (broken / "tokenizer_encoder.bin").unlink()
     with pytest.raises(ValueError, match="give the folder visual_tokenizer"):
         open_official(broken, CONFIG)
+
+
+RUN = """
+run: {run}
+data: {{sources: [{{folder: {{path: {run}}}}}]}}
+tokenizer:
+  cache_features: false
+  model:
+    encoder: {{model: {model}, weights: {{random: 0}}, image_size: 56, grid: 4, clip: 0.0,
+               layers: [{{name: blocks.11, width: 192}}]}}
+    selection: {{learned: {{}}}}
+    merger: {{width: 192, blocks: 2, heads: 4, mlp: 40, soft_mask: true}}
+    quantizer: {{codes: 24, width: 8}}
+    decoder: {{width: 192, blocks: 2, heads: 4, mlp: 40, norm_words: false}}
+"""
+
+
+def test_conversion_makes_a_run_that_opens_without_the_files(published, tmp_path, capsys):
+    config = tmp_path / "official.yaml"
+    config.write_text(RUN.format(run=tmp_path / "run", model=MODEL))
+    convert.main([str(published[0]), str(config)])
+    assert "not used: tokenizer_decoder.bin: unet_proj.weight" in capsys.readouterr().out
+    experiment = load_experiment(config)
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(4))
+    made, expected = Workspace(experiment, tmp_path / "run").tokenizer(), open_official(published[0], CONFIG)[0]
+    ours, theirs = made.encode(images), expected.encode(images)
+    assert torch.equal(ours.codes, theirs.codes) and torch.equal(ours.features, theirs.features)
+    with pytest.raises(SystemExit, match="usage"):
+        convert.main([str(published[0])])
+
+
+def test_conversion_of_nothing_leaves_no_tokenizer(tmp_path, capsys):
+    config = tmp_path / "official.yaml"
+    config.write_text(RUN.format(run=tmp_path / "run", model=MODEL))
+    with pytest.raises(SystemExit):
+        convert.main([str(tmp_path / "nothing"), str(config)])
+    assert "give the folder visual_tokenizer" in capsys.readouterr().err
+    assert not list((tmp_path / "run" / "tokenizer").glob("*.safetensors"))
+
+
+def test_configuration_of_the_published_weights():
+    config = load_experiment(CONFIGS / "official.yaml").tokenizer.model
+    assert config.merger.soft_mask and not config.decoder.norm_words and not config.selection.learned.calibrated
+    assert (config.quantizer.codes, config.quantizer.width, config.merger.width) == (16384, 32, 1408)
 
 
 @torch.no_grad()

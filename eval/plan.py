@@ -1,0 +1,269 @@
+"""What a configuration will need, before anything is started: ``make plan CONFIG=… GPUS=…``
+
+Every model is built without memory (on PyTorch's meta device), and its forward pass is run there: parameters,
+floating-point operations and what the backward pass keeps are counted, not guessed. Weights need not be there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaForCausalLM
+
+from lavit.experiment import Experiment, load_experiment
+from lavit.model import UnifiedLM, isolation_mask, llama_of
+from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.training.engine import TrainConfig
+from lavit.training.optimizer import parameter_groups
+
+STATE_BYTES = (4, 4, 8)  # of a weight, of its gradient and of AdamW's two moments: all in fp32, also with bf16 autocast
+TEXT_TOKENS = 32  # assumed tokens of a caption, to count the language model's tokens a step
+
+
+@dataclass
+class Part:
+    """A piece of a stage: its parameters, and what one item (an image, a row of tokens) costs it.
+
+    ``flops`` of the forward pass; ``kept`` bytes that the backward pass will need.
+    """
+
+    name: str
+    parameters: int
+    trainable: int
+    flops: int
+    kept: int
+
+    @property
+    def step_flops(self) -> int:
+        """Forward, and backward where something is trained: twice the forward pass."""
+        return self.flops * (3 if self.trainable else 1)
+
+
+@dataclass
+class StagePlan:
+    name: str
+    parts: list[Part]
+    train: TrainConfig
+    items: str
+    tokens: int | None = None
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def trainable(self) -> int:
+        return sum(part.trainable for part in self.parts)
+
+    def memory(self, stage: int, gpus: int) -> tuple[int, int]:
+        """Bytes a GPU of model states, and of what a micro-batch keeps for its backward pass."""
+        micro = -(-self.train.batch // (gpus * self.train.accumulate))
+        return state_bytes(self.parameters, self.trainable, stage, gpus), micro * sum(part.kept for part in self.parts)
+
+    @property
+    def flops(self) -> int:
+        """A step's, over all GPUs."""
+        return self.train.batch * sum(part.step_flops for part in self.parts)
+
+
+def state_bytes(
+    parameters: int, trainable: int, stage: int, gpus: int, sizes: tuple[int, int, int] = STATE_BYTES
+) -> int:
+    """Bytes a GPU of weights, gradients and optimizer moments under a ZeRO stage (arXiv 1910.02054, figure 1)."""
+    weights, gradients, moments = sizes
+    share = lambda size, since: -(-size // gpus) if stage >= since else size  # noqa: E731
+    return share(weights * parameters, 3) + share(gradients * trainable, 2) + share(moments * trainable, 1)
+
+
+def plan(experiment: Experiment) -> list[StagePlan]:
+    """The three trainings of an experiment.
+
+    Raises:
+        ValueError: a language model in a folder whose shape the configuration does not say.
+    """
+    return [tokenizer_plan(experiment), pretrain_plan(experiment), decoder_plan(experiment)]
+
+
+def tokenizer_plan(experiment: Experiment) -> StagePlan:
+    """Stage 1 on images; tokens at the selection's mean rate."""
+    train = experiment.tokenizer.train
+    config = replace(experiment.tokenizer.model, attention="sdpa")  # xFormers' kernels do not run here
+    encoder, kind = config.encoder, config.selection.chosen()
+    patches, size = encoder.patches, encoder.image_size
+    kept = kind[1].tokens if kind[0] == "even" else max(1, round(kind[1].rho * patches))
+    with on_meta(train.precision):
+        tokenizer = Tokenizer(config, pretrained=False)
+        images, features = torch.empty(1, 3, size, size), torch.empty(1, patches, encoder.width)
+        words, keep = torch.empty(1, kept, config.quantizer.width), torch.ones(1, kept, dtype=torch.bool)
+        position = torch.zeros(1, kept, dtype=torch.int64)
+    mark_frozen(tokenizer, train)
+    cached = experiment.tokenizer.cache_features
+    merger, quantizer = tokenizer.merger, tokenizer.quantizer
+
+    def select() -> Tensor:
+        selector = tokenizer.selector
+        return selector.out(nn.functional.gelu(selector.inner(selector.norm(features))))
+
+    def merge() -> Tensor:
+        x = merger.proj_in(merger.norm_in(features))
+        out, rest = x[:, :kept], x[:, kept:]
+        for block in merger.blocks:
+            out = block(out, rest)
+        return merger.norm(out)
+
+    def quantize() -> Tensor:
+        unit = quantizer.project(words.new_empty(kept, config.merger.width))
+        return unit @ unit.new_empty(config.quantizer.width, config.quantizer.codes)
+
+    parts = [part("encoder", tokenizer.encoder, None if cached else lambda: tokenizer.encoder.raw(images))]
+    if tokenizer.selector is not None:
+        parts.append(part("selector", tokenizer.selector, select))
+    parts += [
+        part("merger", merger, merge),
+        part("quantizer", quantizer, quantize),
+        part("feature decoder", tokenizer.decoder, lambda: tokenizer.decoder(words, keep, position)),
+    ]
+    return StagePlan("tokenizer", parts, train, "images", train.batch * kept)
+
+
+def pretrain_plan(experiment: Experiment) -> StagePlan:
+    """Stage 2 on documents of an image and a caption."""
+    config, train = experiment.pretrain.model, experiment.pretrain.train
+    tokenizer, text = experiment.tokenizer.model, experiment.pretrain.text
+    shape = config.shape
+    if config.llm.folder is not None and shape is None:
+        raise ValueError("pretrain.model.shape must say what the model in llm.folder looks like, e.g. {layers: 32}")
+    text_size = shape.vocabulary if shape is not None else text.trained.vocabulary if text.trained else 32000
+    vocabulary = tokenizer.vocabulary(text_size)
+    kind, choice = tokenizer.selection.chosen()
+    words = choice.tokens if kind == "even" else round(choice.rho * tokenizer.encoder.patches)
+    length = words + 2 + TEXT_TOKENS
+    with on_meta(train.precision):
+        llm = LlamaForCausalLM(llama_of(shape)) if shape is not None else None
+        model = UnifiedLM(config, vocabulary, tokenizer.merger.width, llm=llm)
+        states = torch.empty(1, length, model.blocks.config.hidden_size)
+        ids = torch.zeros(1, length, dtype=torch.int64)
+        fed = torch.empty(words, tokenizer.merger.width)
+        labels = torch.zeros(length, dtype=torch.int64)
+    mark_frozen(model, train)
+
+    def blocks() -> Tensor:
+        mask = isolation_mask(ids, states.dtype)
+        return model.blocks(inputs_embeds=states, attention_mask=mask, position_ids=ids, use_cache=False)[0]
+
+    def head() -> Tensor:
+        return nn.functional.cross_entropy(model.head(states[0]).float(), labels, reduction="none")
+
+    parts = [
+        part("embedding", model.embedding, lambda: model.embedding(ids)),
+        part("port", model.port, lambda: model.port(fed)),
+        part("blocks", model.blocks, blocks),
+        part("head", model.head, head, known=model.embedding),
+    ]
+    return StagePlan("pretrain", parts, train, "documents", train.batch * length)
+
+
+def decoder_plan(experiment: Experiment) -> StagePlan:
+    """Stage 3 on images; the tokenizer runs ahead of it and is not counted."""
+    config, train, encoder = experiment.decoder.model, experiment.decoder.train, experiment.tokenizer.model.encoder
+    with on_meta(train.precision):
+        renderer = DiffusionRenderer(config, encoder.width, encoder.patches)
+        noisy = torch.empty(1, renderer.channels, renderer.grid, renderer.grid)
+        features = torch.empty(1, encoder.patches, encoder.width)
+        time, drop = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
+    mark_frozen(renderer, train)
+    predict = lambda: renderer.predict(noisy, time, features, drop)[0]  # noqa: E731
+    return StagePlan("decoder", [part("U-Net", renderer, predict)], train, "images")
+
+
+@contextmanager
+def on_meta(precision: str) -> Iterator[None]:
+    """What is built here takes no memory and computes in the training's precision; nothing else about it is real."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+def mark_frozen(model: nn.Module, train: TrainConfig) -> None:
+    """Freeze what the configuration names, as the training would."""
+    parameter_groups(model, train.optimizer)
+
+
+def part(name: str, module: nn.Module, forward: Callable[[], Any] | None, known: nn.Module | None = None) -> Part:
+    """Count a module's parameters, without those that ``known`` shares with it, and run its forward pass on meta."""
+    shared = {id(p) for p in known.parameters()} if known is not None else set()
+    parameters = [p for p in module.parameters() if id(p) not in shared]
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    flops, kept = measure(module, forward) if forward else (0, 0)
+    return Part(name, sum(p.numel() for p in parameters), trainable, flops, kept)
+
+
+def measure(module: nn.Module, forward: Callable[[], Any]) -> tuple[int, int]:
+    """Floating-point operations of a forward pass, and bytes that autograd keeps of it, parameters left out."""
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, Any] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that no later storage takes its address
+        return value
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        forward()
+    return counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values())
+
+
+def show(stages: list[StagePlan], gpus: int) -> str:
+    """The plan as text."""
+    lines = []
+    for stage in stages:
+        train = stage.train
+        lines.append(f"{stage.name}: {train.steps:,} steps of {train.batch:,} {stage.items}, {train.precision}")
+        lines.append(f"  {'':<18}{'parameters':>18}{'trainable':>18}{'GFLOP a forward pass':>24}")
+        rows = [(p.name, p.parameters, p.trainable, p.flops) for p in stage.parts]
+        rows.append(("in all", stage.parameters, stage.trainable, sum(p.flops for p in stage.parts)))
+        lines += [f"  {name:<18}{all_:>18,}{own:>18,}{flops / 1e9:>24,.2f}" for name, all_, own, flops in rows]
+        for zero in range(4):
+            states, activations = stage.memory(zero, gpus)
+            used = "  <- configured" if zero == train.zero_stage else ""
+            lines.append(
+                f"  ZeRO {zero} on {gpus} GPUs: {gib(states + activations)} a GPU, {gib(states)} of it model states, "
+                f"{gib(activations)} kept for the backward pass{used}"
+            )
+        tokens = f" with {stage.tokens:,} tokens" if stage.tokens else ""
+        lines.append(f"  a step: {train.batch:,} {stage.items}{tokens}, {stage.flops:.3g} FLOP\n")
+    return "\n".join(lines)
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) < 2 or not argv[0].isdigit() or int(argv[0]) < 1:
+        raise SystemExit("usage: python -m eval.plan GPUS CONFIG [key=value ...]")
+    gpus = int(argv[0])
+    try:
+        experiment = load_experiment(argv[1], argv[2:])
+        print(show(plan(experiment), gpus), end="")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

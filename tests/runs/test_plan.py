@@ -1,0 +1,96 @@
+"""What `make plan` counts, against published numbers and against the real thing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eval import plan
+from eval.bench import saved_bytes
+from lavit.experiment import load_experiment
+from lavit.model import UnifiedLM
+from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.tokenizers.tokenizer import Tokenizer
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "lavit"
+
+
+def stages(name: str, *overrides: str) -> dict[str, plan.StagePlan]:
+    return {stage.name: stage for stage in plan.plan(load_experiment(CONFIGS / name, overrides))}
+
+
+@pytest.fixture(scope="module")
+def paper() -> dict[str, plan.StagePlan]:
+    return stages("paper.yaml")
+
+
+def parts(stage: plan.StagePlan) -> dict[str, plan.Part]:
+    return {part.name: part for part in stage.parts}
+
+
+def test_zero_memory_is_that_of_the_paper_on_zero():
+    """arXiv 1910.02054, figure 1: 7.5 B parameters, 64 GPUs, mixed precision."""
+    sizes = [plan.state_bytes(75 * 10**8, 75 * 10**8, stage, 64, (2, 2, 12)) / 1e9 for stage in range(4)]
+    assert sizes == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.05)
+    assert plan.state_bytes(100, 10, 3, 10) == 40 + 4 + 8, "weights that are frozen are spread too"
+
+
+def test_parameters_at_the_papers_scale_are_the_published_ones(paper):
+    assert parts(paper["tokenizer"])["encoder"].parameters == 1_012_588_928
+    assert parts(paper["tokenizer"])["encoder"].trainable == 0
+    llm = paper["pretrain"].parameters - parts(paper["pretrain"])["port"].parameters
+    assert llm == 6_872_649_728, "Llama-2-7B grown to 48,386 rows"
+
+
+def test_operations_are_two_a_weight_and_token(paper):
+    blocks = parts(paper["pretrain"])["blocks"]
+    tokens = paper["pretrain"].tokens / paper["pretrain"].train.batch
+    assert blocks.flops == pytest.approx(2 * blocks.parameters * tokens, rel=0.02)
+    encoder = parts(paper["tokenizer"])["encoder"]
+    assert encoder.flops == pytest.approx(2 * encoder.parameters * 257, rel=0.05)
+    assert encoder.step_flops == encoder.flops and blocks.step_flops == 3 * blocks.flops
+
+
+def test_counts_are_those_of_the_real_models():
+    experiment, planned = load_experiment(CONFIGS / "demo.yaml"), stages("demo.yaml")
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    model = experiment.tokenizer.model
+    assert planned["tokenizer"].parameters == count(Tokenizer(model, pretrained=False))
+    lm = UnifiedLM(experiment.pretrain.model, model.vocabulary(3000), model.merger.width)
+    assert planned["pretrain"].parameters == count(lm)
+    renderer = DiffusionRenderer(experiment.decoder.model, model.encoder.width, model.encoder.patches)
+    assert planned["decoder"].parameters == count(renderer)
+
+
+def test_kept_bytes_are_those_of_a_real_pass():
+    experiment = load_experiment(CONFIGS / "demo.yaml")
+    model = experiment.tokenizer.model
+    decoder = Tokenizer(model, pretrained=False).decoder
+    words, keep = torch.randn(1, 21, 32), torch.ones(1, 21, dtype=torch.bool)
+    real = saved_bytes(lambda: decoder(words, keep, torch.arange(21)[None]), decoder)
+    assert parts(stages("demo.yaml")["tokenizer"])["feature decoder"].kept == pytest.approx(real, rel=0.1)
+
+
+def test_what_is_frozen_needs_no_gradients():
+    frozen = stages("demo.yaml", "pretrain.train.optimizer={frozen: ['blocks.*'], muon: null}")["pretrain"]
+    assert parts(frozen)["blocks"].trainable == 0 and parts(frozen)["head"].trainable > 0
+    whole = stages("demo.yaml")["pretrain"]
+    assert frozen.memory(0, 1)[0] < whole.memory(0, 1)[0] and frozen.flops < whole.flops
+
+
+def test_larger_micro_batches_keep_more():
+    stage = stages("demo.yaml")["decoder"]
+    assert stage.memory(0, 1)[1] == 4 * stage.memory(0, 4)[1]
+
+
+def test_command(capsys):
+    plan.main(["8", str(CONFIGS / "toy.yaml")])
+    printed = capsys.readouterr().out
+    assert printed.count("<- configured") == 3 and "ZeRO 3 on 8 GPUs" in printed and "feature decoder" in printed
+    with pytest.raises(SystemExit, match="usage"):
+        plan.main(["configs/lavit/toy.yaml"])
+    with pytest.raises(SystemExit):
+        plan.main(["1", str(CONFIGS / "paper.yaml"), "pretrain.model.shape=null"])
+    assert "pretrain.model.shape must say" in capsys.readouterr().err
