@@ -45,7 +45,7 @@ convert: setup
 	@$(RUN) -m tokenizer.convert $(OFFICIAL) $(CONFIG) $(ARGS)
 
 extract: setup
-	@$(RUN) -m tokenizer.extract $(CONFIG) $(ARGS)
+	@$(LAUNCH) tokenizer.extract $(LAUNCHED)
 
 pretrain: setup
 	@$(LAUNCH) pretrain.train $(LAUNCHED)
@@ -75,6 +75,7 @@ plan: setup
 	@$(RUN) -m eval.plan $(or $(GPUS),1) $(CONFIG) $(ARGS)
 
 bench: setup
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt -c requirements.txt
 	@$(RUN) -m eval.bench $(ARGS)
 
 report: setup

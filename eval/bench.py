@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from eval.codebook import codebook
 from lavit.runs import read_json, write_json
 from lavit.tokenizers.merger import Merger, MergerConfig
 from lavit.tokenizers.selector import Selection
@@ -80,7 +81,7 @@ def saved_bytes(form: Callable[[], Tensor], module: nn.Module) -> int:
     return sum(kept.values())
 
 
-BENCHMARKS = {"merger": merger}
+BENCHMARKS = {"merger": merger, "codebook": codebook}
 
 
 def main(names: list[str]) -> int:
@@ -91,7 +92,11 @@ def main(names: list[str]) -> int:
         return 2
     for name in names or BENCHMARKS:
         print(f"{name}: running", flush=True)
-        figures = BENCHMARKS[name]()
+        try:
+            figures = BENCHMARKS[name]()
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         for figure, value in figures.items():
             print(f"  {name}.{figure:<24}{value:>12.4g}")
         known = read_json(RESULTS) if RESULTS.is_file() else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lavit.pages.html import number
 from lavit.runs import read_json, read_seconds
 
 Metrics = dict[str, dict[str, Any]]
@@ -171,10 +172,3 @@ def _row(figure: Figure, values: dict[str, Any]) -> Row:
         kind = "better" if kind == "baseline" and ahead else kind
         marks.append(Mark(words, number(value), 100 * min(1, value / top), kind))
     return Row(figure.title, figure.note.format(**values), number(ours), 100 * min(1, ours / top), marks)
-
-
-def number(value: float) -> str:
-    """Three decimals below 10, one above, and whole numbers as they are."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"

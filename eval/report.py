@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 from eval.figures import CLOCKS, Metrics, metrics_of, read_figures, stage_seconds, table
-from eval.page import render
-from eval.pictures import data_uri, evenly, kept_patches, linear_drafts, lit, to_image
-from eval.plots import code_usage_plot, curves, place_map, token_histogram
 from lavit.data.shards import read_index
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import category_of
 from lavit.metrics.vqa import vqa_accuracy
+from lavit.pages.html import render
+from lavit.pages.pictures import data_uri, evenly, kept_patches, linear_drafts, lit, to_image
+from lavit.pages.plots import code_usage_plot, curves, place_map, token_histogram
 from lavit.runs import read_json, write_atomic, write_json
 from lavit.tokenizers.features import PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import Workspace
 
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 SHOWN = {"reconstruction": 12, "caption": 16, "vqa": 12, "text_to_image": 18}
 SIDE = 192  # pixels of a shown original
 
@@ -31,7 +32,7 @@ def main(experiment: Experiment, run: Path) -> None:
     figures = read_figures(run, vqa=experiment.data.vqa is not None)
     page = build_page(work, figures)
     metrics = metrics_of(figures, stage_seconds(run))  # after the pictures and plots, whose time counts too
-    write_atomic(run / "report.html", render("report.html.j2", page | measured(metrics)))
+    write_atomic(run / "report.html", render(TEMPLATE, page | measured(metrics)))
     write_json(run / "metrics.json", metrics)
 
 

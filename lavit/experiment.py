@@ -60,6 +60,19 @@ class DecoderStage:
 
 
 @dataclass
+class ExtractionConfig:
+    """Pictures to codes, ``batch`` at a time; ``features`` are what a language model reads of small sets.
+
+    ``input`` takes a folder of images or of img2dataset's tars, or one tar, in place of the run's own data; its codes
+    go to ``extract/input``.
+    """
+
+    batch: int = 64
+    features: bool = True
+    input: str | None = None
+
+
+@dataclass
 class EvaluationConfig:
     """What is measured on which split, and how the model writes and draws.
 
@@ -85,6 +98,7 @@ class Experiment:
     demo: DemoConfig = field(default_factory=DemoConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
+    extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     pretrain: PretrainStage = field(default_factory=PretrainStage)
     decoder: DecoderStage = field(default_factory=DecoderStage)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -96,6 +110,7 @@ OWNERS = {
     "tokenizer": "tokenizer",
     "tokenizer.model.encoder": "data",
     "tokenizer.cache_features": "data",
+    "extraction": "extract",
     "pretrain": "pretrain",
     "decoder": "decoder",
     "evaluation": "eval",

@@ -11,9 +11,10 @@ from lavit.data.documents import Document, DocumentMaker
 from lavit.generation import ImagePlan, TextPlan, draw_codes, log_likelihood, write_text
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.tokenizers.codes import pad_codes
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.tokens import Tokens
-from lavit.workspace import Workspace, pad_codes
+from lavit.workspace import Workspace
 
 BATCH = 64
 

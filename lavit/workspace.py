@@ -13,7 +13,6 @@ run/eval                            one JSON a task                eval.*
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from lavit.experiment import Experiment
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.runs import Progress, stage_folder
+from lavit.tokenizers.codes import CodeSet
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.tokenizer import Tokenizer
@@ -75,10 +75,12 @@ class Workspace:
         return torch.from_numpy(np.load(path))
 
     def codes(self, part: str, split: str) -> CodeSet:
-        path = self.run / "extract" / f"{part}-{split}.npz"
-        if not path.is_file():
-            raise ValueError(f"no codes {path}; run tokenizer.extract first")
-        return CodeSet(path)
+        """The extracted tokens of a split, by the numbers of its pictures."""
+        return CodeSet([self.code_folder(part, tar) for tar in self.shards(part, split).paths])
+
+    def code_folder(self, part: str, tar: Path) -> Path:
+        """Where the codes of a tar of pictures are."""
+        return self.run / "extract" / part / tar.stem
 
     def encoder(self) -> Encoder:
         """The frozen encoder with its standardization measured on the training pictures."""
@@ -130,44 +132,3 @@ class Workspace:
     def renderer(self) -> DiffusionRenderer:
         """The trained pixel decoder, in evaluation mode."""
         return load_weights(self.new_renderer(), self.run / "decoder" / "renderer.safetensors")
-
-
-class CodeSet:
-    """Extracted tokens of one split, ragged: what the language model trains on."""
-
-    def __init__(self, path: Path):
-        try:
-            with np.load(path) as stored:
-                self._codes = torch.from_numpy(stored["words"].astype(np.int64))
-                self._features = torch.from_numpy(stored["features"])
-                self._start = torch.from_numpy(stored["start"]).tolist()
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} cannot be read ({error}); remove {path.parent} and extract again") from None
-
-    def __len__(self) -> int:
-        return len(self._start) - 1
-
-    def codes(self, number: int) -> Tensor:
-        """(n,) int64 codes of a picture."""
-        return self._codes[self._start[number] : self._start[number + 1]]
-
-    def features(self, number: int) -> Tensor:
-        """(n, D) float32 merged features of a picture."""
-        return self._features[self._start[number] : self._start[number + 1]].float()
-
-    def counts(self) -> Tensor:
-        """(pictures,) int64 tokens of each."""
-        return torch.tensor(self._start).diff()
-
-    def padded(self, numbers: list[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (B, N) int64 and keep (B, N) bool of several pictures."""
-        return pad_codes([self.codes(int(n)) for n in numbers])
-
-
-def pad_codes(codes: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Ragged codes to (B, N) int64, left-aligned, and (B, N) bool which are real."""
-    lengths = torch.tensor([len(c) for c in codes])
-    keep = torch.arange(int(lengths.max()))[None] < lengths[:, None]
-    out = torch.zeros(keep.shape, dtype=torch.int64)
-    out[keep] = torch.cat(codes)
-    return out, keep

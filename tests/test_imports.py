@@ -21,7 +21,7 @@ ROOMS = (
     ("generation", "training"),
     ("experiment",),
     ("workspace",),
-    ("pipeline",),
+    ("pipeline", "pages"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from eval.figures import TABLE, Figure, number
+from eval.figures import TABLE, Figure
 from lavit.data.assets import ASSETS
 from lavit.experiment import load_experiment
+from lavit.pages.html import number
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

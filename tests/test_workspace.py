@@ -14,7 +14,7 @@ from lavit.data.text import TrainedTextConfig, train_text_tokenizer
 from lavit.experiment import load_experiment
 from lavit.pipeline import LaVIT
 from lavit.training.weights import save_weights
-from lavit.workspace import CodeSet, Workspace, pad_codes
+from lavit.workspace import Workspace
 
 EXPERIMENT = """
 data:
@@ -63,7 +63,7 @@ def test_what_a_run_does_not_have_yet_is_said(work, tmp_path):
     shutil.copytree(work.run / "data", tmp_path / "data")
     with pytest.raises(ValueError, match="no features .*captions-train-.*.npy; run tokenizer.prepare first"):
         empty.pictures("captions", "train")
-    with pytest.raises(ValueError, match="no codes .*captions-test.npz; run tokenizer.extract first"):
+    with pytest.raises(ValueError, match="no codes .*captions/test-0.*; run tokenizer.extract first"):
         empty.codes("captions", "test")
     with pytest.raises(ValueError, match="no weights at .*tokenizer.safetensors"):
         empty.tokenizer()
@@ -116,9 +116,10 @@ def test_a_file_that_was_cut_is_named_with_the_remedy(work, tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=f"{path} cannot be read .*; remove it and prepare the data again"):
         run.pictures("captions", "test")
-    (tmp_path / "extract").mkdir()
-    (tmp_path / "extract" / "captions-test.npz").write_bytes(b"PK no zip")
-    with pytest.raises(ValueError, match="captions-test.npz cannot be read .*; remove .*extract and extract again"):
+    folder = run.code_folder("captions", run.shards("captions", "test").paths[0])
+    folder.mkdir(parents=True)
+    (folder / "words.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=f"{folder} cannot be read .*; remove it and extract again"):
         run.codes("captions", "test")
 
 
@@ -152,31 +153,3 @@ def test_trained_parts_are_opened_as_they_were_saved(work):
     assert torch.equal(system.renderer.draft_weight, renderer.draft_weight)
     assert torch.equal(system.model.head.new.weight, model.head.new.weight) and not system.model.training
     assert system.row == 64 and system.text.eos_token_id == 1
-
-
-# ------------------------------------------------------------------------------------------------------------- codes
-
-
-@pytest.fixture
-def codes(tmp_path) -> CodeSet:
-    """Three pictures of two, one and three tokens."""
-    values = np.arange(6, dtype=np.int32)
-    features = np.arange(12, dtype=np.float16).reshape(6, 2)
-    with (tmp_path / "codes.npz").open("wb") as file:
-        np.savez(file, words=values, features=features, start=np.array([0, 2, 3, 6]))
-    return CodeSet(tmp_path / "codes.npz")
-
-
-def test_ragged_codes(codes):
-    assert len(codes) == 3 and codes.counts().tolist() == [2, 1, 3]
-    assert [codes.codes(i).tolist() for i in range(3)] == [[0, 1], [2], [3, 4, 5]]
-    assert codes.codes(0).dtype == torch.int64 and codes.features(0).dtype == torch.float32
-    assert codes.features(1).tolist() == [[4, 5]]
-
-
-def test_codes_are_padded_on_the_right(codes):
-    padded, keep = codes.padded(torch.tensor([1, 2]))
-    assert padded.tolist() == [[2, 0, 0], [3, 4, 5]] and keep.tolist() == [[True, False, False], [True] * 3]
-    assert padded.dtype == torch.int64
-    padded, keep = pad_codes([torch.tensor([7]), torch.tensor([8, 9])])
-    assert padded[keep].tolist() == [7, 8, 9]

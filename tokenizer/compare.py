@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from eval.plots import length_plot
+from lavit.pages.plots import length_plot
 from lavit.runs import read_json, write_atomic, write_json
 from tokenizer.curves import POLICIES, rank_correlation
 
@@ -68,7 +68,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Means and standard deviations over runs, the mean curve, and the agreement of the counts between runs."""
     curves = [run["curve"] for run in runs]
     out: dict[str, Any] = {name: spread([run[name] for run in runs]) for name in FIGURES}
-    out["complexity"] = spread([run["complexity"]["rank_correlation"] for run in runs])
+    out["complexity"] = spread([run["complexity"]["gain"] for run in runs])
     for where in ("drawn", "blank"):
         rates = [run["kept"][where] for run in runs]
         out[f"kept_{where}"] = None if None in rates else spread(rates)
@@ -106,7 +106,7 @@ def agreement(counts: list[list[int]]) -> dict[str, float] | None:
 def table(summaries: dict[str, dict[str, Any]]) -> str:
     """The figures in Markdown, a row a name."""
     rows = [
-        "| tokenizer | runs | cosine | tokens | codes used | perplexity | kept drawn / blank | tokens ~ bytes |",
+        "| tokenizer | runs | cosine | tokens | codes used | perplexity | kept drawn / blank | tokens ~ gain |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, s in summaries.items():

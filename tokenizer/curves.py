@@ -11,12 +11,13 @@ import io
 import torch
 from torch import Tensor
 
-from eval.pictures import blank_patches, to_image
+from lavit.pages.pictures import blank_patches, to_image
 from lavit.tokenizers.decoder import cosine
 from lavit.tokenizers.features import BATCH, PictureSet
 from lavit.tokenizers.selector import Budget, Selection, even_positions
 from lavit.tokenizers.tokenizer import Tokenizer
 
+CURVE_PICTURES = 128
 SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 1 / 3, 1 / 2, 3 / 4, 1.0)
 POLICIES = ("chosen", "even", "random")
 
@@ -48,6 +49,28 @@ def length_curve(tokenizer: Tokenizer, pictures: PictureSet, numbers: list[int],
                 rebuilt = tokenizer.decode(tokenizer.tokens_of(features, selection))
                 sums[policy][place] += float(cosine(features, rebuilt).mean(1).sum())
     return {"tokens": counts} | {policy: [s / len(numbers) for s in row] for policy, row in sums.items()}
+
+
+@torch.no_grad()
+def complexity(
+    tokenizer: Tokenizer, pictures: PictureSet, numbers: list[int], counts: Tensor, sizes: Tensor
+) -> dict[str, float]:
+    """Spearman's correlations of token counts (n,) with what makes a picture complex.
+
+    Returns:
+        with ``bytes``, the picture's file (n,); with ``error``, its reconstruction error at a quarter of the patches;
+        with ``gain``, what half of the patches reconstruct better than a quarter.
+    """
+    patches, size = tokenizer.config.encoder.patches, tokenizer.config.encoder.image_size
+    errors: dict[int, list[Tensor]] = {patches // 4: [], patches // 2: []}
+    for start in range(0, len(numbers), BATCH):
+        features = tokenizer.patch_features(pictures.inputs(numbers[start : start + BATCH], size))
+        for count, parts in errors.items():
+            selection = tokenizer.select(features, budget=Budget(tokens=count))
+            parts.append(1 - cosine(features, tokenizer.decode(tokenizer.tokens_of(features, selection))).mean(1))
+    quarter, half = (torch.cat(parts) for parts in errors.values())
+    found = {"bytes": sizes, "error": quarter, "gain": quarter - half}
+    return {name: rank_correlation(counts, values) for name, values in found.items()}
 
 
 def _keeping(keep: Tensor) -> Selection:

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.pictures import kept_patches
-from eval.tokenizer_page import tokenizer_page
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.codes import code_usage
+from lavit.pages.pictures import evenly, kept_patches
 from lavit.runs import write_atomic, write_json
+from lavit.tokenizers.codes import CodeSet
 from lavit.tokenizers.decoder import cosine
 from lavit.tokenizers.features import BATCH, PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.workspace import CodeSet, Workspace
-from tokenizer.curves import content, length_curve, rank_correlation
+from lavit.workspace import Workspace
+from tokenizer.curves import CURVE_PICTURES, complexity, content, length_curve
+from tokenizer.page import tokenizer_page
 
 
 @torch.no_grad()
@@ -52,9 +53,9 @@ def main(experiment: Experiment, run: Path) -> None:
         "tokens_max": int(counts.max()),
         "counts": counts.tolist(),
         "histogram": torch.bincount(counts).tolist(),
-        "complexity": {"measure": "bytes of the lossless WebP", "rank_correlation": rank_correlation(counts, sizes)},
+        "complexity": complexity(tokenizer, pictures, chosen, counts, sizes),
         "kept": keep_rates(kept, blank, tokenizer.config.encoder.grid),
-        "curve": length_curve(tokenizer, pictures, chosen, experiment.seed),
+        "curve": length_curve(tokenizer, pictures, evenly(chosen, CURVE_PICTURES), experiment.seed),
         "n": len(chosen),
         "split": split,
     }

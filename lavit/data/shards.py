@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import json
@@ -99,6 +100,12 @@ class Shards:
         caption = self._read(parts["txt"]).decode("utf-8") if "txt" in parts else ""
         meta = json.loads(self._read(parts["json"])) if "json" in parts else {}
         return caption, meta
+
+    def by_tar(self) -> list[tuple[Path, range]]:
+        """Each tar with the indices of its samples."""
+        shard = [next(iter(parts.values())).shard for parts in self._parts]
+        first = [bisect.bisect_left(shard, number) for number in range(len(self.paths) + 1)]
+        return [(path, range(first[i], first[i + 1])) for i, path in enumerate(self.paths)]
 
     def reader(self, index: int) -> Callable[[], bytes]:
         """A call that gives the picture file's bytes of a sample."""

@@ -160,7 +160,7 @@ def spherical_kmeans(unit: Tensor, size: int, iterations: int, generator: torch.
     """
     centres = unit[torch.randperm(len(unit), generator=generator)[:size]].clone()
     for _ in range(iterations):
-        similarity, owner = (unit @ centres.T).max(-1)
+        similarity, owner = nearest_centres(unit, centres)
         count = torch.bincount(owner, minlength=size).float()
         total = torch.zeros_like(centres).index_add_(0, owner, unit)
         empty = count == 0
@@ -168,8 +168,17 @@ def spherical_kmeans(unit: Tensor, size: int, iterations: int, generator: torch.
             worst = similarity.argsort()[: int(empty.sum())]
             total[empty] = unit[worst]
         centres = F.normalize(total, dim=-1)
-    owner = (unit @ centres.T).argmax(-1)
+    _, owner = nearest_centres(unit, centres)
     return centres, torch.bincount(owner, minlength=size).float().clamp_min(1.0)
+
+
+def nearest_centres(unit: Tensor, centres: Tensor, block: int = 8192) -> tuple[Tensor, Tensor]:
+    """The similarity (n,) and number (n,) int64 of the centre (K, C) nearest to each of (n, C) unit vectors.
+
+    In blocks, because all n × K similarities of the paper's codebook would take gigabytes.
+    """
+    parts = [(part @ centres.T).max(-1) for part in unit.split(block)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
 def entropy_of(chance: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 
 from eval import report
-from eval.figures import REQUIRED, number, read_figures, stage_seconds, table
-from eval.pictures import blank_patches, evenly, kept_patches, lit
-from eval.plots import running_mean
+from eval.figures import REQUIRED, read_figures, stage_seconds, table
 from lavit.experiment import load_experiment, run_stage
+from lavit.pages.html import number
+from lavit.pages.pictures import blank_patches, evenly, kept_patches, lit
+from lavit.pages.plots import running_mean
 from lavit.runs import read_json, write_json
 from lavit.tokenizers.features import write_array
 from lavit.training.weights import save_weights
@@ -58,7 +59,7 @@ class Made:
         self.work = Workspace(load_experiment(self.config), self.run)
         self.stage(prepare.main)
         save_weights(self.work.new_tokenizer(), self.run / "tokenizer" / "tokenizer.safetensors")
-        self.stage(extract.main, "extract")
+        self.stage(extract.main)
         self.stage(evaluate.main, "eval/tokenizer")
         self.tokenizer = read_json(self.run / "eval" / "tokenizer" / "figures.json")
         save_weights(self.work.new_renderer(), self.run / "decoder" / "renderer.safetensors")
@@ -313,9 +314,10 @@ def test_running_mean():
 
 
 def test_templates_name_no_other_host():
-    texts = {path.name: path.read_text() for path in Path(report.__file__).parent.glob("*.j2")}
+    root = Path(report.__file__).parents[1]
+    texts = {path.name: path.read_text() for folder in ("eval", "tokenizer") for path in (root / folder).glob("*.j2")}
     hosts = {name: re.findall(r"https?://[^\s\"<]+", text) for name, text in texts.items()}
-    assert hosts == {"report.html.j2": ["https://arxiv.org/abs/2309.04669"], "tokenizer.html.j2": []}
+    assert hosts == {"report.html.j2": ["https://arxiv.org/abs/2309.04669"], "page.html.j2": []}
 
 
 def test_tokenizer_page_stands_alone(made):

@@ -14,7 +14,7 @@ from lavit.tokenizers.quantizer import QuantizerConfig
 from lavit.tokenizers.selector import EvenConfig, LearnedConfig, SelectionConfig
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 from tokenizer import compare
-from tokenizer.curves import content, length_curve, rank_correlation
+from tokenizer.curves import complexity, content, length_curve, rank_correlation
 from tokenizer.evaluate import keep_rates
 
 SIZE, PATCHES = 32, 16
@@ -70,6 +70,14 @@ def test_noise_is_more_complex_than_a_square_than_white():
     assert blank.sum(1).tolist() == [16, 15, 0] and not blank[1, 0]
 
 
+def test_complexity_of_equal_counts_is_nothing():
+    made = tokenizer(SelectionConfig(learned=LearnedConfig()))
+    found = complexity(made, Squares(), [0, 1, 2], torch.tensor([5, 5, 5]), torch.tensor([1.0, 2.0, 3.0]))
+    assert found == {"bytes": 0.0, "error": 0.0, "gain": 0.0}
+    found = complexity(made, Squares(), [0, 1, 2], torch.tensor([5, 6, 7]), torch.tensor([1.0, 2.0, 3.0]))
+    assert found["bytes"] == pytest.approx(1.0) and -1 <= found["gain"] <= 1
+
+
 def test_keep_rates_by_content_and_place():
     kept = torch.tensor([[True, True, False, False], [True, False, False, True]])
     blank = torch.tensor([[True, False, False, False], [False, False, True, True]])
@@ -95,7 +103,7 @@ def test_rank_correlation(a, b, expected):
 def run_with(folder, cosine: float, counts: list[int], tokens=(1, 16)):
     curve = {"tokens": list(tokens)} | {policy: [cosine / 2, cosine] for policy in ("chosen", "even", "random")}
     figures = {name: 1.0 for name in compare.FIGURES} | {"cosine": cosine, "n": len(counts), "split": "test"}
-    figures |= {"counts": counts, "curve": curve, "complexity": {"rank_correlation": 0.5}}
+    figures |= {"counts": counts, "curve": curve, "complexity": {"gain": 0.5}}
     figures |= {"kept": {"drawn": 0.4, "blank": None}}
     (folder / "eval" / "tokenizer").mkdir(parents=True)
     (folder / "eval" / "tokenizer" / "figures.json").write_text(json.dumps(figures))

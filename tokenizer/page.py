@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from eval.page import render
-from eval.pictures import data_uri, evenly, lit, to_image
-from eval.plots import code_usage_plot, length_plot, place_map, token_histogram
+from lavit.pages.html import render
+from lavit.pages.pictures import data_uri, evenly, lit, to_image
+from lavit.pages.plots import code_usage_plot, length_plot, place_map, token_histogram
 from lavit.tokenizers.features import PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import Workspace
 
+TEMPLATE = Path(__file__).with_name("page.html.j2")
 PICTURES, CODES, PATCHES = 24, 24, 10
 SIDE, CELL = 192, 48
 
@@ -39,7 +41,7 @@ def tokenizer_page(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any
         "Where patches are kept": place_map(np.array(figures["kept"]["by_place"])),
         "Use of the codebook": code_usage_plot(counts.numpy(), figures["perplexity"]),
     }
-    return render("tokenizer.html.j2", {
+    return render(TEMPLATE, {
         "name": work.run.resolve().name,
         "t": figures,
         "plots": plots,

@@ -1,0 +1,1 @@
+"""What the run scripts' pages are made of: pictures, plots and HTML that opens offline."""

@@ -1,0 +1,122 @@
+"""Extracted tokens on disk: a folder a shard of pictures, opened without reading it whole.
+
+``words.npy`` (n,) int32 holds the visual words of the shard's pictures one after another, ``start.npy``
+(pictures + 1,) int64 where each picture's words begin, ``features.npy`` (n, D) float16 the merged features where they
+were asked for, ``about.json`` the pictures' keys and what could not be read.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import shutil
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lavit.runs import read_json, write_json
+
+
+class Extracted(NamedTuple):
+    """Tokens of one picture: words (n,) int64 and merged features (n, D) float; both empty if it could not be read."""
+
+    words: Tensor
+    features: Tensor
+
+
+def write_shard(
+    folder: Path, pictures: Sequence[Extracted], keys: Sequence[str], skipped: dict[str, str], features: bool
+) -> None:
+    """Write a shard's folder, whole or not at all; ``skipped`` says of keys why they have no tokens."""
+    for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a run that was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    draft.mkdir(parents=True)
+    start = np.concatenate([[0], np.cumsum([len(p.words) for p in pictures], dtype=np.int64)])
+    np.save(draft / "words.npy", torch.cat([p.words for p in pictures]).int().cpu().numpy())
+    np.save(draft / "start.npy", start.astype(np.int64))
+    if features:
+        np.save(draft / "features.npy", torch.cat([p.features for p in pictures]).half().cpu().numpy())
+    write_json(draft / "about.json", {"keys": list(keys), "skipped": skipped})
+    draft.rename(folder)
+
+
+class CodeSet:
+    """The extracted tokens of several shards by the number of the picture, in the order of the shards.
+
+    Raises:
+        ValueError: a shard that is missing or broken.
+    """
+
+    def __init__(self, folders: Sequence[Path]):
+        self.folders = list(folders)
+        self._words, self._start, self._features = zip(*(_open(folder) for folder in self.folders), strict=True)
+        self._first = [0, *accumulate(len(start) - 1 for start in self._start)]
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def codes(self, number: int) -> Tensor:
+        """(n,) int64 visual words of a picture."""
+        shard, words = self._place(number)
+        return torch.from_numpy(self._words[shard][words].astype(np.int64))
+
+    def features(self, number: int) -> Tensor:
+        """(n, D) float32 merged features of a picture.
+
+        Raises:
+            ValueError: they were not extracted.
+        """
+        shard, words = self._place(number)
+        if self._features[shard] is None:
+            raise ValueError(f"{self.folders[shard]} has no features; extract with extraction.features: true")
+        return torch.from_numpy(self._features[shard][words].astype(np.float32))
+
+    def counts(self) -> Tensor:
+        """(pictures,) int64 tokens of each; none where a picture could not be read."""
+        return torch.cat([torch.from_numpy(np.diff(start)) for start in self._start])
+
+    def padded(self, numbers: list[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Words (B, N) int64 and keep (B, N) bool of several pictures."""
+        return pad_codes([self.codes(int(n)) for n in numbers])
+
+    def about(self) -> dict[str, Any]:
+        """The keys of all pictures and, by key, why some have no tokens."""
+        parts = [read_json(folder / "about.json") for folder in self.folders]
+        skipped = {key: reason for part in parts for key, reason in part["skipped"].items()}
+        return {"keys": [key for part in parts for key in part["keys"]], "skipped": skipped}
+
+    def _place(self, number: int) -> tuple[int, slice]:
+        if not 0 <= number < len(self):
+            raise IndexError(f"picture {number} of {len(self)}")
+        shard = bisect.bisect_right(self._first, number) - 1
+        start = self._start[shard][number - self._first[shard] :][:2]
+        return shard, slice(int(start[0]), int(start[1]))
+
+
+def _open(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    if not folder.is_dir():
+        raise ValueError(f"no codes {folder}; run tokenizer.extract first")
+    try:
+        words, start = np.load(folder / "words.npy", mmap_mode="r"), np.load(folder / "start.npy")
+        path = folder / "features.npy"
+        features = np.load(path, mmap_mode="r") if path.is_file() else None
+        if start[-1] != len(words) or (features is not None and len(features) != len(words)):
+            raise ValueError(f"{start[-1]} words are told and {len(words)} are there")
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{folder} cannot be read ({error}); remove it and extract again") from None
+    return words, start, features
+
+
+def pad_codes(codes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Ragged codes to (B, N) int64, left-aligned, and (B, N) bool which are real."""
+    lengths = torch.tensor([len(c) for c in codes])
+    keep = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+    out = torch.zeros(keep.shape, dtype=torch.int64)
+    out[keep] = torch.cat(codes)
+    return out, keep

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lavit.tokenizers.codes import CodeSet, Extracted, pad_codes, write_shard
+
+
+def pictures(*lengths: int, first: int = 0) -> list[Extracted]:
+    """Pictures whose words count on from ``first``."""
+    out = []
+    for n in lengths:
+        words = torch.arange(first, first + n)
+        out.append(Extracted(words, torch.stack([2.0 * words, 2.0 * words + 1], dim=1)))
+        first += n
+    return out
+
+
+@pytest.fixture
+def codes(tmp_path) -> CodeSet:
+    """Two shards: pictures of two and one words, then of none and three."""
+    write_shard(tmp_path / "a", pictures(2, 1), ["x", "y"], {}, features=True)
+    write_shard(tmp_path / "b", pictures(0, 3, first=3), ["z", "w"], {"z": "it is empty"}, features=True)
+    return CodeSet([tmp_path / "a", tmp_path / "b"])
+
+
+def test_ragged_codes_over_shards(codes):
+    assert len(codes) == 4 and codes.counts().tolist() == [2, 1, 0, 3]
+    assert [codes.codes(i).tolist() for i in range(4)] == [[0, 1], [2], [], [3, 4, 5]]
+    assert codes.codes(0).dtype == torch.int64 and codes.features(0).dtype == torch.float32
+    assert codes.features(1).tolist() == [[4, 5]] and codes.features(3)[2].tolist() == [10, 11]
+    assert codes.about() == {"keys": ["x", "y", "z", "w"], "skipped": {"z": "it is empty"}}
+    for number in (-1, 4):
+        with pytest.raises(IndexError):
+            codes.codes(number)
+
+
+def test_codes_are_padded_on_the_right(codes):
+    padded, keep = codes.padded(torch.tensor([1, 3]))
+    assert padded.tolist() == [[2, 0, 0], [3, 4, 5]] and keep.tolist() == [[True, False, False], [True] * 3]
+    assert padded.dtype == torch.int64
+    padded, keep = pad_codes([torch.tensor([7]), torch.tensor([8, 9])])
+    assert padded[keep].tolist() == [7, 8, 9]
+
+
+def test_features_that_were_not_asked_for(tmp_path):
+    write_shard(tmp_path / "a", pictures(2), ["x"], {}, features=False)
+    codes = CodeSet([tmp_path / "a"])
+    assert codes.codes(0).tolist() == [0, 1] and not (tmp_path / "a" / "features.npy").exists()
+    with pytest.raises(ValueError, match=r"has no features; extract with extraction\.features: true"):
+        codes.features(0)
+
+
+def test_a_shard_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lavit.tokenizers.codes.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_shard(tmp_path / "a", pictures(2), ["x"], {}, features=True)
+    assert not (tmp_path / "a").exists()
+    write_shard(tmp_path / "a", pictures(2), ["x"], {}, features=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"], "what was cut is cleared away"
+
+
+def test_broken_and_missing_shards_are_named(tmp_path, codes):
+    with pytest.raises(ValueError, match="no codes .*nothing; run tokenizer.extract first"):
+        CodeSet([tmp_path / "a", tmp_path / "nothing"])
+    np.save(tmp_path / "b" / "words.npy", np.zeros(2, dtype=np.int32))
+    with pytest.raises(ValueError, match="b cannot be read .*3 words are told and 2 are there.*extract again"):
+        CodeSet([tmp_path / "a", tmp_path / "b"])
+    (tmp_path / "a" / "start.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match="a cannot be read"):
+        CodeSet([tmp_path / "a"])
