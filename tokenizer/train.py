@@ -11,6 +11,7 @@ from lavit.layers.ranks import gathered
 from lavit.runs import is_done, mark_done
 from lavit.tokenizers.selector import gumbel_noise, noise_scale
 from lavit.tokenizers.tokenizer import TokenizerBatch
+from lavit.training.engine import digest
 from lavit.training.loop import Place, generator_for, items_at, train
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
@@ -54,13 +55,16 @@ def main(experiment: Experiment, run: Path) -> None:
             units = [_projected(tokenizer, batch_at(place)) for place in _kmeans_places(experiment)]
             tokenizer.quantizer.start_from(gathered(torch.cat(units)))
 
+    frozen = digest(tokenizer.encoder)
     train(tokenizer, batch_at, stage.train, folder, before_step)
     if torch.distributed.get_rank() == 0:
+        if digest(tokenizer.encoder) != frozen:
+            raise RuntimeError("the frozen encoder changed in training; nothing may be made of its features")
         if tokenizer.selector is not None and tokenizer.selector.calibrated:
             places = (Place(step, 0, 0, 1, CALIBRATION_BATCH) for step in range(CALIBRATION_BATCHES))
             tokenizer.eval().selector.calibrate(_features(tokenizer, inputs(place)) for place in places)
         save_weights(tokenizer, folder / "tokenizer.safetensors")
-        mark_done(folder, {"steps": stage.train.steps})
+        mark_done(folder, {"steps": stage.train.steps, "encoder": frozen})
 
 
 def _features(tokenizer, inputs: torch.Tensor) -> torch.Tensor:

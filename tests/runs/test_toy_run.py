@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from lavit.experiment import load_experiment
+from lavit.training.engine import digest
+from lavit.workspace import Workspace
+
 ROOT = Path(__file__).parents[2]
 TOY = ROOT / "configs" / "lavit" / "toy.yaml"
 WEIGHTS = ("tokenizer/tokenizer.safetensors", "pretrain/model.safetensors", "decoder/renderer.safetensors")
@@ -43,6 +47,13 @@ def test_run_ends_with_report_and_metrics(finished: Path) -> None:
         assert metrics["seconds"][group] >= 0
     report = (finished / "report.html").read_text()
     assert "data:image/" in report and "http://" not in report.replace("http://www.w3.org", "")
+
+
+def test_the_encoder_is_what_it_was_before_training(finished: Path) -> None:
+    """Its digest, which the training wrote when it began, is that of the trained tokenizer's and of a new encoder."""
+    work = Workspace(load_experiment(finished / "config.yaml"), finished)
+    told = json.loads((finished / "tokenizer" / "done.json").read_text())["encoder"]
+    assert told == digest(work.tokenizer().encoder) == digest(work.encoder())
 
 
 def test_two_ranks_took_every_step(finished: Path) -> None:
