@@ -18,18 +18,18 @@ from lavit.launch import SAVE_PATIENCE
 from lavit.runs import DemoConfig, Screen, end_with_parent, read_json, read_seconds, require_same_config, write_json
 from lavit.runs.progress import clock
 
-MODELS = ("pretrain", "decoder")
+TOGETHER = "models and figures"  # two of these at a time, each with half of the cores
 LAVIT = (
     Stage("data", "tokenizer.prepare", clocks=("assets", "data")),
     Stage("tokenizer", "tokenizer.train", needs=("data",), ranks=True),
     Stage("extract", "tokenizer.extract", needs=("tokenizer",)),
-    Stage("pretrain", "pretrain.train", needs=("extract",), ranks=True, group="models"),
-    Stage("decoder", "tokenizer.train_decoder", needs=("extract",), ranks=True, group="models"),
-    Stage("eval/tokenizer", "tokenizer.evaluate", needs=("extract",), group="evaluation"),
-    Stage("eval/text_to_image", "eval.text_to_image", needs=MODELS, group="evaluation"),
-    Stage("eval/caption", "eval.caption", needs=MODELS, group="evaluation"),
-    Stage("eval/vqa", "eval.vqa", needs=MODELS, group="evaluation"),
-    Stage("eval/reconstruction", "eval.reconstruct", needs=MODELS, group="evaluation"),
+    Stage("pretrain", "pretrain.train", needs=("extract",), ranks=True, group=TOGETHER),
+    Stage("decoder", "tokenizer.train_decoder", needs=("extract",), ranks=True, group=TOGETHER),
+    Stage("eval/tokenizer", "tokenizer.evaluate", needs=("extract",), group=TOGETHER),
+    Stage("eval/caption", "eval.caption", needs=("pretrain",), group=TOGETHER),
+    Stage("eval/text_to_image", "eval.text_to_image", needs=("pretrain", "decoder"), group=TOGETHER),
+    Stage("eval/vqa", "eval.vqa", needs=("pretrain",), group=TOGETHER),
+    Stage("eval/reconstruction", "eval.reconstruct", needs=("pretrain", "decoder"), group=TOGETHER),
     Stage(
         "report",
         "eval.report",

@@ -45,32 +45,40 @@ class _Cache:
         lengths = (batch.document >= 0).sum(1)
         width = batch.ids.shape[1]
         pad = (width - lengths)[:, None]
+        self.width = width
         place = torch.arange(width)[None] - pad
         x = model.embed(batch.ids, batch)
         # Rows end together, so that the next token of all of them is one position.
         x = x.gather(1, place.clamp(min=0)[..., None].expand_as(x))
         self.mask = (place >= 0).long()
-        self.next_position = lengths
+        self.lengths, self.next_position = lengths, lengths
         out = model.blocks(inputs_embeds=x, attention_mask=self.mask, position_ids=place.clamp(min=0), use_cache=True)
         self.past = out.past_key_values
-        self.last = out.last_hidden_state[:, -1]
+        self.read = self.last = out.last_hidden_state[:, -1]
 
     def logits(self) -> Tensor:
         """(B, rows) float32 for the next token."""
         return self.model.head(self.last).float()
 
-    def feed(self, ids: Tensor) -> None:
-        """Read one more id a row, (B,) int64."""
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
+    def feed(self, ids: Tensor) -> Tensor:
+        """Read more ids, (B, n) int64, and return what the blocks make of them, (B, n, D)."""
+        self.mask = torch.cat([self.mask, torch.ones_like(ids)], dim=1)
         out = self.model.blocks(
-            inputs_embeds=self.model.embedding(ids[:, None]),
+            inputs_embeds=self.model.embedding(ids),
             attention_mask=self.mask,
-            position_ids=self.next_position[:, None],
+            position_ids=self.next_position[:, None] + torch.arange(ids.shape[1]),
             past_key_values=self.past,
             use_cache=True,
         )
-        self.next_position = self.next_position + 1
+        self.next_position = self.next_position + ids.shape[1]
         self.last = out.last_hidden_state[:, -1]
+        return out.last_hidden_state
+
+    def rewind(self) -> None:
+        """Forget what was read after the prompts."""
+        if more := self.mask.shape[1] - self.width:
+            self.past.crop(-more)
+        self.mask, self.next_position, self.last = self.mask[:, : self.width], self.lengths, self.read
 
 
 @torch.no_grad()
@@ -87,7 +95,7 @@ def write_text(model: UnifiedLM, prompts: list[Document], end: int, plan: TextPl
         written.append(ids)
         if done.all():
             break
-        cache.feed(ids)
+        cache.feed(ids[:, None])
     return _cut(written, end)
 
 
@@ -137,7 +145,7 @@ def draw_codes(
         drawn.append(ids)
         if done.all():
             break
-        cache.feed(torch.cat([ids, ids]) if guided else ids)
+        cache.feed((torch.cat([ids, ids]) if guided else ids)[:, None])
     return [vocabulary.to_codes(ids) for ids in _cut(drawn, vocabulary.image_end)]
 
 
@@ -154,6 +162,23 @@ def log_likelihood(model: UnifiedLM, documents: list[Document], row: int, rows_a
             owner = batch.document.flatten()
             out[start : start + len(part)].index_add_(0, owner.clamp(min=0), -nll * (owner >= 0))
     return out
+
+
+@torch.no_grad()
+def continuation_likelihood(model: UnifiedLM, prompts: list[Document], continuations: list[Tensor]) -> Tensor:
+    """(prompts, continuations) float32 log-likelihoods of every continuation, (n,) int64 ids, of every prompt.
+
+    Each prompt is read once, which is most of the work where prompts are pictures and continuations short.
+    """
+    cache = _Cache(model, prompts)
+    columns = []
+    for ids in continuations:
+        rows = ids.expand(len(prompts), -1)
+        hidden = torch.cat([cache.last[:, None], cache.feed(rows[:, :-1])], dim=1) if len(ids) > 1 else cache.last
+        nll = model.head.nll(hidden.reshape(-1, hidden.shape[-1]), rows.flatten())
+        columns.append(-nll.view(len(prompts), -1).sum(1))
+        cache.rewind()
+    return torch.stack(columns, dim=1)
 
 
 def _placed(vocabulary: Vocabulary, places: Places, position: Tensor) -> Tensor:

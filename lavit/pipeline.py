@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.documents import Document, DocumentMaker
-from lavit.generation import ImagePlan, TextPlan, draw_codes, log_likelihood, write_text
+from lavit.generation import ImagePlan, TextPlan, continuation_likelihood, draw_codes, log_likelihood, write_text
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.tokenizers.codes import pad_codes
@@ -68,11 +68,11 @@ class LaVIT:
 
     def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
         """(pictures, captions) float32 log-likelihoods of every caption of every picture."""
-        rows = []
-        for picture in pictures:
-            documents = [self.maker.image_text(picture.codes, picture.features, caption) for caption in captions]
-            rows.append(log_likelihood(self.model, documents, self.row))
-        return torch.stack(rows)
+        prompts = [self.maker.caption_prompt(picture.codes, picture.features) for picture in pictures]
+        longest = max(pictures, key=lambda picture: len(picture.codes))
+        ids = [self.maker.image_text(longest.codes, longest.features, caption)[1].ids for caption in captions]
+        parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
+        return torch.cat([continuation_likelihood(self.model, part, ids) for part in parts])
 
     def draw(self, texts: list[str], plan: ImagePlan, generator: torch.Generator) -> list[Tensor]:
         """Visual words (n,) int64 for each text."""

@@ -6,7 +6,7 @@ import torch
 from lavit.data.text import TrainedTextConfig, train_text_tokenizer
 from lavit.generation import ImagePlan, TextPlan, log_likelihood
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
-from lavit.pipeline import LaVIT
+from lavit.pipeline import LaVIT, Picture
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer, UNetConfig
 from lavit.tokenizers.decoder import FeatureDecoderConfig
 from lavit.tokenizers.encoders import EncoderConfig, LayerConfig, WeightsConfig
@@ -71,12 +71,15 @@ def test_captions_and_answers_do_not_depend_on_the_batch(system, monkeypatch):
         system.answer(seen, ["one question"], plan)
 
 
-def test_caption_scores_are_log_likelihoods(system):
-    seen = system.look(features(2))
-    scores = system.caption_scores(seen, TEXTS)
-    assert scores.shape == (2, 3) and (scores < 0).all()
-    one = [system.maker.image_text(seen[1].codes, seen[1].features, TEXTS[2])]
-    torch.testing.assert_close(scores[1, 2:], log_likelihood(system.model, one, 64), atol=1e-4, rtol=0)
+def test_caption_scores_are_log_likelihoods(system, monkeypatch):
+    monkeypatch.setattr("lavit.pipeline.BATCH", 2)
+    seen = system.look(features(3))
+    seen[0] = Picture(seen[0].codes[:3], seen[0].features[:3])
+    scores = system.caption_scores(seen, [*TEXTS, ""])
+    assert scores.shape == (3, 4) and (scores < 0).all()
+    for picture, row in zip(seen, scores, strict=True):
+        documents = [system.maker.image_text(picture.codes, picture.features, text) for text in [*TEXTS, ""]]
+        torch.testing.assert_close(row, log_likelihood(system.model, documents, 64), atol=1e-4, rtol=0)
 
 
 def test_draw_features_render(system):

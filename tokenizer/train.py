@@ -41,11 +41,11 @@ def main(experiment: Experiment, run: Path) -> None:
         return torch.cat(rows)
 
     def batch_at(place: Place) -> TokenizerBatch:
-        shape = (place.size * place.world, stage.model.encoder.patches, 2)
-        # Drawn for the global batch, so that the ranks' noise does not depend on their number.
-        noise = gumbel_noise(shape, generator_for(seed, place.step, place.micro))
+        # Drawn for the step's whole batch, so that it depends on neither ranks nor accumulation.
+        noise = gumbel_noise((stage.train.batch, stage.model.encoder.patches, 2), generator_for(seed, place.step, 0))
         scale = noise_scale(place.step, stage.noise_steps)
-        mine = noise[place.rank * place.size : (place.rank + 1) * place.size]
+        first = (place.micro * place.world + place.rank) * place.size
+        mine = noise[first : first + place.size]
         return TokenizerBatch(inputs(place), mine * scale if scale else None)
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ def main(experiment: Experiment, run: Path) -> None:
             tokenizer.quantizer.start_from(gathered(torch.cat(units)))
 
     frozen = digest(tokenizer.encoder)
-    train(tokenizer, batch_at, stage.train, folder, before_step)
+    train(tokenizer, batch_at, stage.train, folder, before_step, tokenizer.quantizer.move)
     if torch.distributed.get_rank() == 0:
         if digest(tokenizer.encoder) != frozen:
             raise RuntimeError("the frozen encoder changed in training; nothing may be made of its features")

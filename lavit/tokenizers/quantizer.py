@@ -61,6 +61,7 @@ class Quantizer(nn.Module):
         self.register_buffer("count", torch.full((config.codes,), 1 / config.codes))
         self.register_buffer("total", self.codebook / config.codes)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._seen: list[tuple[Tensor, Tensor]] = []  # since the last move: unit vectors and their codes
 
     def project(self, features: Tensor) -> Tensor:
         """(..., D) features to unit vectors (..., C) float32."""
@@ -75,7 +76,7 @@ class Quantizer(nn.Module):
         return self.codebook[codes]
 
     def forward(self, features: Tensor, keep: Tensor) -> Quantized:
-        """Quantize (B, N, D) features; in training mode also move the codebook by the kept ones.
+        """Quantize (B, N, D) features; in training mode also remember the kept ones for :meth:`move`.
 
         The words of places that ``keep`` (B, N) leaves out are zero and touch nothing.
         """
@@ -89,7 +90,7 @@ class Quantizer(nn.Module):
             kept = unit[keep]
             entropy = self.entropy(kept) if self.config.entropy else commitment.new_zeros(())
             if self.training:
-                self._move(kept.detach(), codes[keep])
+                self._seen.append((kept.detach(), codes[keep]))
             straight = unit + (words - unit).detach()
             return Quantized(straight * mask, codes * keep, commitment, entropy)
 
@@ -102,18 +103,25 @@ class Quantizer(nn.Module):
         Returns:
             () float32 from -log K (sure of their codes, all codes equally often) to log K.
         """
-        # A copy, because the codebook moves in place before the backward pass.
-        chance = (unit @ self.codebook.clone().T / self.config.entropy_temperature).softmax(-1)
+        chance = (unit @ self.codebook.T / self.config.entropy_temperature).softmax(-1)
         sums = [chance.sum(0), entropy_of(chance).sum()[None], chance.new_tensor([len(unit)])]
         *_, own, n = total = summed_over_ranks(torch.cat(sums))
         return own / n - entropy_of(total[:-2] / n)
 
     @torch.no_grad()
-    def _move(self, unit: Tensor, codes: Tensor) -> None:
+    def move(self) -> None:
+        """Move the codebook by what was quantized in training mode since the last call, on all ranks together.
+
+        Once a step, so that ranks and accumulated micro-batches lead to what one batch of all of them leads to.
+        """
+        if not self._seen:
+            return
+        unit, codes = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        pool = torch.cat([gathered(part) for part, _ in self._seen])  # in the order of the global batch
+        self._seen = []
         size, decay = self.config.codes, self.config.decay
         count = torch.zeros(size, device=unit.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
         total = torch.zeros_like(self.total).index_add_(0, codes, unit)
-        pool = gathered(unit)
         if world_size() > 1:
             dist.all_reduce(count)
             dist.all_reduce(total)

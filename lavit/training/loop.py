@@ -83,6 +83,7 @@ def train(
     config: TrainConfig,
     folder: Path,
     before_step: Callable[[int], None] = lambda step: None,
+    after_step: Callable[[], None] = lambda: None,
     unit: str = "step",
 ) -> nn.Module:
     """Train ``objective`` to ``config.steps`` and return it whole, resuming from the newest complete checkpoint.
@@ -93,6 +94,7 @@ def train(
         config: steps, batch, optimizer.
         folder: the stage's folder; its checkpoints, log and progress go there.
         before_step: called with the number of each step before it, on every rank.
+        after_step: called after each step's update, on every rank: what is not moved by gradients moves here.
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
@@ -109,6 +111,7 @@ def train(
         for step in range(first, config.steps):
             before_step(step)
             figures = run.step(step, batch_at)
+            after_step()
             if progress:
                 progress.update(step + 1, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
             run.log(step, figures, always="skipped" in figures)

@@ -94,3 +94,9 @@ def test_command(capsys):
     with pytest.raises(SystemExit):
         plan.main(["1", str(CONFIGS / "paper.yaml"), "pretrain.model.shape=null"])
     assert "pretrain.model.shape must say" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_every_configuration_names_parameters_that_there_are(name):
+    for stage in stages(name).values():
+        assert 0 < stage.trainable <= stage.parameters

@@ -60,6 +60,8 @@ def test_two_ranks_took_every_step(finished: Path) -> None:
     for stage in ("tokenizer", "pretrain", "decoder"):
         steps = [json.loads(line)["step"] for line in (finished / stage / "log.jsonl").read_text().splitlines()]
         assert sorted(set(steps)) == list(range(6)), stage
+    moved = int(load_file(finished / WEIGHTS[0])["quantizer.updates"])
+    assert moved == 3, "the codebook moves once a step, from the fourth on, however many micro-batches a step has"
 
 
 @pytest.mark.timeout(120)

@@ -186,10 +186,14 @@ def test_one_step_of_the_moving_average():
     unit = made.project(features).detach()
     count, total, codebook = step_by_hand(made, unit[keep], made.nearest(unit)[keep])
     made(features, keep)
+    assert int(made.updates) == 0, "nothing moves before the step's end"
+    made.move()
     torch.testing.assert_close(made.count, count)
     torch.testing.assert_close(made.total, total)
     torch.testing.assert_close(made.codebook, codebook)
     assert made.count.sum().item() == pytest.approx(1) and int(made.updates) == 1
+    made.move()
+    assert int(made.updates) == 1, "nothing was quantized since"
 
 
 def test_dropped_places_do_not_move_the_codebook():
@@ -198,6 +202,8 @@ def test_dropped_places_do_not_move_the_codebook():
     rubbish = features.clone()
     rubbish[~keep] = 1e3
     first(features, keep), second(rubbish, keep)
+    first.move(), second.move()
+    assert int(first.updates) == 1
     assert torch.equal(first.codebook, second.codebook) and torch.equal(first.count, second.count)
 
 
@@ -209,6 +215,7 @@ def test_dead_codes_restart_at_inputs_and_always_at_the_same():
     dead = count < 0.9 / CODES
     assert 0 < dead.sum() < CODES, "the case must have both kinds"
     made(features, keep), again(features, keep)
+    made.move(), again.move()
     assert torch.equal(made.codebook, again.codebook)
     torch.testing.assert_close(made.codebook[~dead], moved[~dead])
     for code in dead.nonzero().flatten().tolist():
@@ -225,6 +232,7 @@ def test_averages_without_restarts_keep_unused_codes_in_place():
     keep[:] = False
     keep[0, 0] = True
     made(features, keep)
+    made.move()
     torch.testing.assert_close(made.codebook[0], before)
     assert made.count[0].item() == pytest.approx(0.9 / CODES)
 
@@ -235,18 +243,34 @@ def test_a_batch_that_is_not_finite_leaves_the_codebook_alone():
     features, keep = inputs()
     features[1, 1] = float("nan")
     assert made(features, keep).commitment.isnan()
+    made.move()
     assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
 
 
 # -------------------------------------------------------------------------------------------------------- two ranks
 
 
-def trained_on(features: torch.Tensor, keep: torch.Tensor, start: torch.Tensor) -> Quantizer:
+def trained_on(features: torch.Tensor, keep: torch.Tensor, start: torch.Tensor, accumulate: int = 1) -> Quantizer:
     made = quantizer(decay=0.5, dead_below=0.9)
     made.start_from(gathered(start))
     for step in range(3):
-        made(features + 0.3 * step, keep)
+        for micro in range(accumulate):
+            made((features + 0.3 * step)[micro::accumulate], keep[micro::accumulate])
+        made.move()
     return made
+
+
+def in_order_of_micro_batches(features: torch.Tensor, keep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    order = torch.tensor([0, 2, 1, 3])  # of a batch of four, when every second one makes a micro-batch
+    return features[order], keep[order]
+
+
+def test_accumulated_micro_batches_give_the_codebook_of_one_batch():
+    parts = trained_on(*inputs(batch=4), unit_vectors(20), accumulate=2).state_dict()
+    whole = trained_on(*in_order_of_micro_batches(*inputs(batch=4)), unit_vectors(20)).state_dict()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=0)
+    assert not torch.equal(whole["codebook"], trained_on(*inputs(3), unit_vectors(20)).codebook)
 
 
 def entropy_gradients(features: torch.Tensor, keep: torch.Tensor) -> list[torch.Tensor]:
