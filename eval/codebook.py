@@ -3,7 +3,7 @@
 A bench of :mod:`eval.bench`. Every method gets the same encoder features, the same projection to 32 dimensions, the
 same decoder, the same batches, a first phase without quantization, and 14 bits a patch. The peers are those of
 vector-quantize-pytorch (``requirements-bench.txt``). Settings were chosen among as many for every method, on the
-validation split (``python -m eval.codebook``); what is reported comes from the test split, which chose nothing.
+validation split (``python -m eval.codebook 300``); what is reported comes from the test split, which chose nothing.
 """
 
 from __future__ import annotations
@@ -35,44 +35,32 @@ class Setting(NamedTuple):
     options: dict[str, Any]
 
 
-# What was tried of each method, the chosen one first.
+# A code's mean moving count, which is what the peers' threshold of a dead code is to be compared with.
+FAIR = BATCH / CODES
+
+# What was tried of each method, the chosen one first: learning rates, and what each can be tuned by.
 SETTINGS: dict[str, list[Setting]] = {
-    "ours": [
-        Setting(1e-3, {}),
-        Setting(2e-3, {}),
-        Setting(1e-3, {"dead_below": 0.1}),
-        Setting(1e-3, {"entropy": 0.02}),
-    ],
+    "ours": [Setting(8e-3, {}), Setting(2e-3, {}), Setting(4e-3, {}), Setting(4e-3, {"entropy": 0.02})],
     "ema_expiry": [
-        Setting(1e-3, {"threshold_ema_dead_code": 0.05}),
-        Setting(2e-3, {"threshold_ema_dead_code": 0.05}),
-        Setting(1e-3, {"threshold_ema_dead_code": 0.01}),
-        Setting(1e-3, {"threshold_ema_dead_code": 0.2}),
+        Setting(8e-3, {"threshold_ema_dead_code": 0.03 * FAIR}),
+        Setting(2e-3, {"threshold_ema_dead_code": 0.03 * FAIR}),
+        Setting(4e-3, {"threshold_ema_dead_code": 0.03 * FAIR}),
+        Setting(4e-3, {"threshold_ema_dead_code": FAIR}),
     ],
     "rotation": [
-        Setting(1e-3, {"threshold_ema_dead_code": 0.05}),
-        Setting(2e-3, {"threshold_ema_dead_code": 0.05}),
-        Setting(1e-3, {"threshold_ema_dead_code": 0.01}),
-        Setting(1e-3, {"threshold_ema_dead_code": 0.2}),
+        Setting(8e-3, {"threshold_ema_dead_code": 0.03 * FAIR}),
+        Setting(2e-3, {"threshold_ema_dead_code": 0.03 * FAIR}),
+        Setting(4e-3, {"threshold_ema_dead_code": 0.03 * FAIR}),
+        Setting(4e-3, {"threshold_ema_dead_code": FAIR}),
     ],
     "simvq": [
-        Setting(1e-3, {}),
+        Setting(8e-3, {}),
         Setting(2e-3, {}),
-        Setting(1e-3, {"rotation_trick": False}),
-        Setting(1e-3, {"input_to_quantize_commit_loss_weight": 1.0}),
+        Setting(4e-3, {}),
+        Setting(4e-3, {"input_to_quantize_commit_loss_weight": 1.0}),
     ],
-    "fsq": [
-        Setting(1e-3, {}),
-        Setting(2e-3, {}),
-        Setting(1e-3, {"levels": [16, 16, 8, 8]}),
-        Setting(1e-3, {"levels": [4, 4, 4, 4, 4, 4, 4]}),
-    ],
-    "lfq": [
-        Setting(1e-3, {}),
-        Setting(2e-3, {}),
-        Setting(1e-3, {"entropy_loss_weight": 0.02}),
-        Setting(1e-3, {"entropy_loss_weight": 0.02, "commitment_loss_weight": 0.25}),
-    ],
+    "fsq": [Setting(8e-3, {}), Setting(2e-3, {}), Setting(4e-3, {}), Setting(4e-3, {"levels": [16, 16, 8, 8]})],
+    "lfq": [Setting(8e-3, {}), Setting(2e-3, {}), Setting(4e-3, {}), Setting(4e-3, {"entropy_loss_weight": 0.02})],
 }
 
 
@@ -103,7 +91,10 @@ def method_of(name: str, options: dict[str, Any]) -> Method:
         raise ValueError("the codebook benchmark needs `pip install -r requirements-bench.txt`") from None
     if name in ("ema_expiry", "rotation"):
         shared = {"decay": 0.99, "kmeans_init": True, "use_cosine_sim": True, "commitment_weight": 0.25}
-        return peer(peers.VectorQuantize(WIDTH, CODES, rotation_trick=name == "rotation", **shared, **options))
+        made = peers.VectorQuantize(WIDTH, CODES, rotation_trick=name == "rotation", **shared, **options)
+        # By default a restarted code begins with the threshold as its count, and is dead again after one step.
+        made._codebook.reset_cluster_size = max(FAIR, made._codebook.threshold_ema_dead_code)
+        return peer(made)
     if name == "simvq":
         return peer(peers.SimVQ(WIDTH, CODES, **options))
     if name == "fsq":
@@ -181,29 +172,34 @@ def train(name: str, setting: Setting, features: Tensor, steps: int = STEPS, pla
 
 
 @torch.no_grad()
-def evaluate(model: Autoencoder, seen: Tensor, held_out: Tensor) -> dict[str, float]:
-    """Cosine and perplexity on held-out features, the share of codes hit by them, and that which training ones use."""
+def evaluate(model: Autoencoder, held_out: Tensor) -> dict[str, float]:
+    """Cosine and perplexity on held-out features, and the share of codes hit by them."""
     similar, codes = [], []
     for batch in held_out.split(4096):
         words, chosen, _ = model.method.quantize(model.vectors(batch))
         similar.append(cosine(batch.float(), model.decode(words)))
         codes.append(chosen)
-    alive = torch.cat([model.method.quantize(model.vectors(batch))[1] for batch in seen.split(4096)])
     usage = code_usage(torch.cat(codes).long(), CODES)
     return {
         "cosine": float(torch.cat(similar).mean()),
-        "used": len(alive.unique()) / CODES,
         "hit": usage["utilization"],
         "perplexity": usage["perplexity"],
     }
 
 
+@torch.no_grad()
+def used(model: Autoencoder, seen: Tensor) -> float:
+    """The share of codes that are some training vector's: those that live."""
+    alive = torch.cat([model.method.quantize(model.vectors(batch))[1] for batch in seen.split(4096)])
+    return len(alive.unique()) / CODES
+
+
 def features_of(splits: tuple[str, ...], run: Path = RUN) -> Tensor:
-    """(n, D) float16 patch features of the captioned pictures of some splits; prepares the data once."""
-    if not (run / "features").is_dir():
+    """(n, D) float16 patch features of the captioned pictures of some splits; prepares them once."""
+    if not (run / "data" / "done.json").is_file():
         subprocess.run([sys.executable, "-m", "tokenizer.prepare", CONFIG, f"run={run}"], check=True)
     work = Workspace(load_experiment(CONFIG, [f"run={run}"]), run)
-    return torch.cat([torch.from_numpy(work.pictures("captions", s).cached[:]).flatten(0, 1) for s in splits])
+    return torch.cat([torch.from_numpy(work.pictures("captions", s).cached[:].copy()).flatten(0, 1) for s in splits])
 
 
 def codebook() -> dict[str, float]:
@@ -212,7 +208,8 @@ def codebook() -> dict[str, float]:
     figures: dict[str, float] = {"held_out_vectors": len(held_out), "train_vectors": len(seen)}
     for name, settings in SETTINGS.items():
         start = time.perf_counter()
-        found = evaluate(train(name, settings[0], seen), seen, held_out)
+        model = train(name, settings[0], seen)
+        found = evaluate(model, held_out) | {"used": used(model, seen)}
         prefix = "" if name == "ours" else f"{name}_"
         figures |= {prefix + figure: value for figure, value in found.items()}
         figures[f"{prefix}seconds"] = time.perf_counter() - start
@@ -220,17 +217,17 @@ def codebook() -> dict[str, float]:
     return figures | {"best_peer_cosine": max(v for k, v in figures.items() if k.endswith("_cosine"))}
 
 
-def tune(steps: int) -> Iterator[tuple[str, Setting, dict[str, float]]]:
-    """Every setting of every method on the validation split."""
+def tune(steps: int, names: list[str]) -> Iterator[tuple[str, Setting, dict[str, float]]]:
+    """Every setting of some methods on the validation split."""
     seen, held_out = features_of(("train",)), features_of(("validation",))
-    for name, settings in SETTINGS.items():
-        for setting in settings:
-            yield name, setting, evaluate(train(name, setting, seen, steps, steps // 5), seen, held_out)
+    for name in names:
+        for setting in SETTINGS[name]:
+            yield name, setting, evaluate(train(name, setting, seen, steps, steps // 5), held_out)
 
 
 def main(argv: list[str], report: Callable[[str], None] = lambda line: print(line, flush=True)) -> None:
-    """``python -m eval.codebook [STEPS]``: the settings of every method on the validation split."""
-    for name, setting, found in tune(int(argv[0]) if argv else STEPS):
+    """``python -m eval.codebook [STEPS [METHOD …]]``: the settings of methods, or of all, on the validation split."""
+    for name, setting, found in tune(int(argv[0]) if argv else STEPS, argv[1:] or list(SETTINGS)):
         report(f"{name} {setting.lr} {setting.options}: " + ", ".join(f"{k} {v:.4g}" for k, v in found.items()))
 
 

@@ -120,7 +120,7 @@ def tokenizer_plan(experiment: Experiment) -> StagePlan:
         return merger.norm(out)
 
     def quantize() -> Tensor:
-        unit = quantizer.project(words.new_empty(kept, config.merger.width))
+        unit = quantizer.proj(words.new_empty(kept, config.merger.width))
         return unit @ unit.new_empty(config.quantizer.width, config.quantizer.codes)
 
     parts = [part("encoder", tokenizer.encoder, None if cached else lambda: tokenizer.encoder.raw(images))]

@@ -15,6 +15,7 @@ from lavit.generation import ImagePlan, TextPlan
 from lavit.model import ModelConfig
 from lavit.renderers.diffusion import DiffusionConfig
 from lavit.runs import DemoConfig, FolderLock, end_with_parent, is_done, mark_done, open_run, stage_clock, stage_folder
+from lavit.tokenizers.selector import GainSelector
 from lavit.tokenizers.tokenizer import TokenizerConfig
 from lavit.training.engine import TrainConfig
 
@@ -63,8 +64,8 @@ class DecoderStage:
 class ExtractionConfig:
     """Pictures to codes, ``batch`` at a time; ``features`` are what a language model reads of small sets.
 
-    ``input`` takes a folder of images or of img2dataset's tars, or one tar, in place of the run's own data; its codes
-    go to ``extract/input``.
+    ``input`` takes a folder of images or of img2dataset's tars, or one tar, in place of the run's own data. What is set
+    here may change from one extraction to the next; another ``features`` needs the run's own codes to be made anew.
     """
 
     batch: int = 64
@@ -110,7 +111,8 @@ OWNERS = {
     "tokenizer": "tokenizer",
     "tokenizer.model.encoder": "data",
     "tokenizer.cache_features": "data",
-    "extraction": "extract",
+    "extraction": "",
+    "extraction.features": "extract",
     "pretrain": "pretrain",
     "decoder": "decoder",
     "evaluation": "eval",
@@ -153,12 +155,37 @@ def check(experiment: Experiment) -> None:
             f"tokenizer.plain_steps {e.tokenizer.plain_steps} leaves no step for the codebook; "
             f"keep it under tokenizer.train.steps {e.tokenizer.train.steps}"
         )
+    check_tokenizer(e.tokenizer)
+    if e.extraction.batch < 1:
+        raise ValueError(f"extraction.batch is {e.extraction.batch}; it must be at least 1")
     for name, train in (("tokenizer", e.tokenizer.train), ("pretrain", e.pretrain.train), ("decoder", e.decoder.train)):
         if train.batch % (e.demo.processes * train.accumulate):
             raise ValueError(
                 f"{name}.train.batch {train.batch} is not a multiple of demo.processes {e.demo.processes} × "
                 f"{name}.train.accumulate {train.accumulate}"
             )
+
+
+def check_tokenizer(stage: TokenizerStage) -> None:
+    """Check what would be found out only after minutes or hours of training.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    model, quantizer = stage.model, stage.model.quantizer
+    if not 0 <= stage.vqa_share <= 1:
+        raise ValueError(f"tokenizer.vqa_share is {stage.vqa_share}, but it is a share, from 0 to 1")
+    if model.encoder.grid < 1:
+        raise ValueError(f"tokenizer.model.encoder.grid is {model.encoder.grid}; it must be at least 1")
+    if quantizer.codes < 1 or not 0 < quantizer.decay < 1:
+        raise ValueError(
+            f"tokenizer.model.quantizer: codes {quantizer.codes} must be at least 1, decay {quantizer.decay} in (0, 1)"
+        )
+    if model.places is not None and model.selection.even is not None:
+        raise ValueError("tokenizer.model.places goes with a selection that chooses; set it to null beside even")
+    if model.selection.gain is not None:
+        places = model.known_places()
+        GainSelector(8, model.selection.gain, model.encoder.patches, places.anchors if places else None)
 
 
 def run_stage(

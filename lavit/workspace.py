@@ -13,6 +13,10 @@ run/eval                            one JSON a task                eval.*
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +33,7 @@ from lavit.tokenizers.codes import CodeSet
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.training.weights import load_weights
+from lavit.training.weights import file_digest, load_weights
 
 SPLITS = ("train", "validation", "test")
 
@@ -56,18 +60,28 @@ class Workspace:
         path = self.features_path(part, split, shards)
         if cached and not path.is_file():
             raise ValueError(f"no features {path}; run tokenizer.prepare first")
-        return PictureSet(shards, path if cached else None)
+        return PictureSet(shards, path if cached else None, self.experiment.tokenizer.model.encoder.fit)
 
     def features_path(self, part: str, split: str, shards: Shards) -> Path:
-        """Named after the pictures, so that those of others are never taken for theirs."""
-        return self.run / "features" / f"{part}-{split}-{shards.digest}.npy"
+        """Named after the pictures and the encoder, so that those of others are never taken for theirs."""
+        return self.run / "features" / f"{part}-{split}-{shards.digest}-{self.encoder_digest}.npy"
+
+    @functools.cached_property
+    def encoder_digest(self) -> str:
+        """Twelve digits that differ for encoders of other settings or weights."""
+        config = self.experiment.tokenizer.model.encoder
+        told = json.dumps(dataclasses.asdict(config), sort_keys=True)
+        if config.weights.file:
+            told += file_digest(Path(config.weights.file))
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
 
     def head_features(self, part: str, split: str) -> Tensor:
         """(n, C) float32 pooled pre-classifier features of a split's pictures; kept beside the run's features."""
         shards = self.shards(part, split)
         path = head_path(self.features_path(part, split, shards))
         if not path.is_file():
-            encoder, pictures = self.encoder().eval(), PictureSet(shards)
+            encoder = self.encoder().eval()
+            pictures = PictureSet(shards, fit=encoder.config.fit)
             size = encoder.config.image_size
             starts = range(0, len(pictures), BATCH)
             parts = [pictures.pixels(list(range(s, min(s + BATCH, len(pictures)))), size) for s in starts]
@@ -87,7 +101,8 @@ class Workspace:
         encoder = Encoder(self.experiment.tokenizer.model.encoder)
         if encoder.config.clip:
             shards = self.shards("captions", "train")
-            measure_statistics(shards, encoder, self.run / "features" / f"statistics-{shards.digest}.npy")
+            path = self.run / "features" / f"statistics-{shards.digest}-{self.encoder_digest}.npy"
+            measure_statistics(shards, encoder, path)
         return encoder
 
     def cache_features(self) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from lavit.data.prepare import prepare
 from lavit.data.text import TrainedTextConfig, train_text_tokenizer
 from lavit.experiment import load_experiment
 from lavit.pipeline import LaVIT
+from lavit.tokenizers.encoders import WeightsConfig
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
 
@@ -107,12 +109,25 @@ def test_features_of_other_pictures_are_not_taken_for_theirs(work, tmp_path):
     torch.testing.assert_close(held.inputs([0, 1], size), expected, atol=5e-3, rtol=1e-3)
 
 
+def test_features_of_another_encoder_are_not_taken(work):
+    work.cache_features()
+    shards = work.shards("captions", "test")
+    own = work.features_path("captions", "test", shards)
+    assert own.is_file()
+    model = work.experiment.tokenizer.model
+    for change in ({"image_size": 32}, {"clip": 5.0}, {"weights": WeightsConfig(random=1)}):
+        encoder = dataclasses.replace(model.encoder, **change)
+        stage = dataclasses.replace(work.experiment.tokenizer, model=dataclasses.replace(model, encoder=encoder))
+        other = Workspace(dataclasses.replace(work.experiment, tokenizer=stage), work.run)
+        assert not other.features_path("captions", "test", shards).is_file()
+
+
 def test_a_file_that_was_cut_is_named_with_the_remedy(work, tmp_path):
     work.cache_features()
     run = Workspace(work.experiment, tmp_path)
     for name in ("data", "features"):
         shutil.copytree(work.run / name, tmp_path / name)
-    path = next((tmp_path / "features").glob("captions-test-*[0-9a-f].npy"))
+    path = next(p for p in (tmp_path / "features").glob("captions-test-*.npy") if not p.stem.endswith("-head"))
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match=f"{path} cannot be read .*; remove it and prepare the data again"):
         run.pictures("captions", "test")

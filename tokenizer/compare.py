@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         figures = {name: read_runs(runs) for name, runs in map(named, arguments.runs)}
+        require_same_pictures([run for runs in figures.values() for run in runs])
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     summaries = {name: summary(runs) for name, runs in figures.items()}
@@ -52,16 +53,19 @@ def read_runs(runs: list[Path]) -> list[dict[str, Any]]:
     """What was measured on each run.
 
     Raises:
-        ValueError: a run without figures, or runs measured on different pictures.
+        ValueError: a run without figures.
     """
     paths = [run / "eval" / "tokenizer" / "figures.json" for run in runs]
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
         raise ValueError(f"no {', '.join(missing)}; run make eval-tokenizer for each run first")
-    figures = [read_json(path) for path in paths]
-    if len({(f["split"], f["n"], tuple(f["curve"]["tokens"])) for f in figures}) > 1:
-        raise ValueError(f"{', '.join(map(str, runs))} were measured on different pictures or token counts")
-    return figures
+    return [read_json(path) for path in paths]
+
+
+def require_same_pictures(figures: list[dict[str, Any]]) -> None:
+    """Raise ValueError unless all were measured on the same pictures and at the same token counts."""
+    if len({(f["split"], f["n"], f["pictures"], tuple(f["curve"]["tokens"])) for f in figures}) > 1:
+        raise ValueError("the runs were measured on different pictures or token counts, and cannot be compared")
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:

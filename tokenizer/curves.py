@@ -27,7 +27,8 @@ def length_curve(tokenizer: Tokenizer, pictures: PictureSet, numbers: list[int],
     """Mean cosine of reconstructions at exact token counts, the patches being chosen in three ways.
 
     ``chosen`` are the tokenizer's own most important ones, ``even`` spaced evenly over the raster, ``random`` drawn
-    with ``seed``; one tokenizer reads them all, so a way that it was not trained with may be at a disadvantage.
+    with ``seed``; one tokenizer reads them all, so a way that it was not trained with may be at a disadvantage. Where a
+    lattice of anchors is always kept, a budget that is no larger than it keeps nothing but anchors.
 
     Returns:
         ``tokens``, the counts, and a mean cosine for each of them by way.
@@ -101,7 +102,7 @@ def _bytes(pixels: Tensor) -> int:
 def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's correlation of two series (n,), equal values sharing their mean rank; 0 where one is constant."""
     pair = torch.stack([_ranks(a), _ranks(b)])
-    if (pair.std(1) == 0).any():
+    if len(a) < 2 or (pair.std(1) == 0).any():
         return 0.0
     return float(torch.corrcoef(pair)[0, 1])
 

@@ -48,7 +48,7 @@ def main(experiment: Experiment, run: Path) -> None:
         "codes_total": len(used),
         "patches": tokenizer.config.encoder.patches,
         "tokens_mean": float(counts.float().mean()),
-        "tokens_std": float(counts.float().std()),
+        "tokens_std": float(counts.float().std()) if len(chosen) > 1 else 0.0,
         "tokens_min": int(counts.min()),
         "tokens_max": int(counts.max()),
         "counts": counts.tolist(),
@@ -57,8 +57,14 @@ def main(experiment: Experiment, run: Path) -> None:
         "kept": keep_rates(kept, blank, tokenizer.config.encoder.grid),
         "curve": length_curve(tokenizer, pictures, evenly(chosen, CURVE_PICTURES), experiment.seed),
         "n": len(chosen),
+        "pictures": pictures.shards.digest,
         "split": split,
     }
+    if (unlike := int((kept.sum(1) != counts).sum())) > 0:
+        raise ValueError(
+            f"{unlike} of {len(chosen)} pictures have other tokens than were extracted, by another device or version; "
+            f"remove {work.folder('extract')} and extract again"
+        )
     folder = work.folder("eval/tokenizer")
     write_atomic(folder / "page.html", tokenizer_page(work, tokenizer, figures, kept))
     write_json(folder / "figures.json", figures)
@@ -101,8 +107,11 @@ def mean_direction(work: Workspace, tokenizer: Tokenizer) -> Tensor:
     """(D,) the constant prediction with the best mean cosine over training patches: the mean of unit features."""
     pictures = work.pictures("captions", "train")
     numbers = list(range(0, len(pictures), max(1, len(pictures) // 512)))
-    features = tokenizer.patch_features(pictures.inputs(numbers, tokenizer.config.encoder.image_size))
-    return torch.nn.functional.normalize(features, dim=-1).mean((0, 1))
+    total = torch.zeros(tokenizer.config.encoder.width)
+    for start in range(0, len(numbers), BATCH):
+        inputs = pictures.inputs(numbers[start : start + BATCH], tokenizer.config.encoder.image_size)
+        total += torch.nn.functional.normalize(tokenizer.patch_features(inputs), dim=-1).sum((0, 1))
+    return total / (len(numbers) * tokenizer.config.encoder.patches)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Between stages 1 and 2: pictures to visual words and merged features. ``make extract CONFIG=… GPUS=…``
 
 Reads the run's prepared shards, or with ``extraction.input`` a folder of images or of img2dataset's tars as they are.
-A shard of pictures becomes a shard of codes below ``run/extract``, whole or not at all, so that a run that was cut
-goes on at the next shard; ranks share the shards, and a shard's result does not depend on their number.
+A shard of pictures becomes a shard of codes below ``run/extract`` (of another input: ``run/extracted/NAME``), whole or
+not at all, so that a run that was cut goes on at the next shard; ranks share the shards, and a shard's result does not
+depend on their number. A shard tells whose codes it holds: those of another tokenizer, or of other pictures, are an
+error.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import time
@@ -20,13 +23,14 @@ import torch
 from torch import Tensor
 
 from lavit.data.images import SUFFIXES, open_image
-from lavit.data.shards import Shards
-from lavit.experiment import Experiment, run_stage
-from lavit.runs import FolderLock, Progress, is_done, mark_done, stage_clock
+from lavit.data.shards import ShardError, Shards
+from lavit.experiment import Experiment, ExtractionConfig, run_stage
+from lavit.runs import FolderLock, Progress, is_done, mark_done, read_json, stage_clock
 from lavit.tokenizers.codes import Extracted, write_shard
-from lavit.tokenizers.encoders import to_pixels
+from lavit.tokenizers.encoders import EncoderConfig, to_pixels
 from lavit.tokenizers.features import PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.training.weights import file_digest
 from lavit.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)
@@ -45,35 +49,62 @@ class Pictures(NamedTuple):
 
 
 class Job(NamedTuple):
-    """A shard to be made: the folder of its codes, and how its pictures are opened."""
+    """A shard to be made: the folder of its codes, how its pictures are opened, where they are.
+
+    keys: of images in a folder, which may have changed since; a tar stays what it is.
+    """
 
     folder: Path
     open: Callable[[], Pictures]
+    source: Path
+    keys: list[str] | None = None
 
 
 def main(experiment: Experiment, run: Path) -> None:
     work = Workspace(experiment, run)
-    folder = work.folder("extract")
-    if is_done(folder):
+    source = experiment.extraction.input
+    folder = work.folder("extract") if source is None else work.folder(f"extracted/{input_name(Path(source))}")
+    jobs = jobs_of(work) if source is None else foreign_jobs(Path(source), folder, experiment.tokenizer.model.encoder)
+    made_by = file_digest(work.run / "tokenizer" / "tokenizer.safetensors")
+    check_made(jobs, made_by)
+    if is_done(folder) and not missing(jobs):
         return
     # Ranks need nothing of each other but that their shards appear, and the launcher ends all if one fails.
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     with FolderLock(folder) if rank == 0 else contextlib.nullcontext():
         with stage_clock(folder) if rank == 0 else contextlib.nullcontext():
-            jobs = jobs_of(work)
             progress = Progress(folder, len(jobs), "shards") if rank == 0 else None
-            encode(jobs, jobs[rank::world], work.tokenizer().to(device_of_rank()), experiment, progress)
+            encode(jobs, jobs[rank::world], work.tokenizer().to(device_of_rank()), experiment, made_by, progress)
             if rank == 0:
                 while missing(jobs):
                     time.sleep(0.5)
                     progress.update(len(jobs) - missing(jobs), "waiting for the other ranks")
-                mark_done(folder, {"shards": len(jobs)})
+                left_out = sum(len(read_json(job.folder / "about.json")["skipped"]) for job in jobs)
+                note = f"{left_out} pictures could not be read; the log and about.json name them" if left_out else None
+                mark_done(folder, {"shards": len(jobs), "left_out": left_out, "note": note})
+                if note:
+                    print(note, flush=True)
 
 
 def device_of_rank() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def check_made(jobs: list[Job], made_by: str) -> None:
+    """Check that what is there already is of this tokenizer and of these pictures.
+
+    Raises:
+        ValueError: naming the folder to remove.
+    """
+    for job in jobs:
+        if job.folder.is_dir():
+            about = read_json(job.folder / "about.json")
+            if about["made_by"] != made_by:
+                raise ValueError(f"{job.folder} has codes of another tokenizer; remove {job.folder.parent}")
+            if job.keys is not None and about["keys"] != job.keys:
+                raise ValueError(f"{job.source} has other images than before; remove {job.folder.parent}")
 
 
 def missing(jobs: list[Job]) -> int:
@@ -84,20 +115,14 @@ def missing(jobs: list[Job]) -> int:
 
 
 def jobs_of(work: Workspace) -> list[Job]:
-    """Every shard of the run's data, or of the configured input, in the same order on all ranks.
-
-    Raises:
-        ValueError: an input without images.
-    """
-    source, size = work.experiment.extraction.input, work.experiment.tokenizer.model.encoder.image_size
-    if source is not None:
-        return foreign_jobs(Path(source), work.folder("extract") / "input", size)
+    """Every shard of the run's data, in the same order on all ranks."""
+    size = work.experiment.tokenizer.model.encoder.image_size
     jobs = []
     for part in work.parts():
         for split in SPLITS:
             pictures = work.pictures(part, split)
             jobs += [
-                Job(work.code_folder(part, tar), partial(prepared, pictures, numbers, size))
+                Job(work.code_folder(part, tar), partial(prepared, pictures, numbers, size), tar)
                 for tar, numbers in pictures.shards.by_tar()
             ]
     return jobs
@@ -112,11 +137,24 @@ def prepared(pictures: PictureSet, numbers: range, size: int) -> Pictures:
     return Pictures([pictures.shards.keys[n] for n in numbers], read)
 
 
-def foreign_jobs(source: Path, out: Path, size: int) -> list[Job]:
-    """The tars of a folder, or its images a thousand at a time."""
-    tars = [source] if source.suffix == ".tar" else sorted(source.glob("*.tar"))
+def input_name(source: Path) -> str:
+    """A name for an input's codes: that of the input, and what tells it from others of that name."""
+    return f"{source.stem}-{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]}"
+
+
+def foreign_jobs(source: Path, out: Path, encoder: EncoderConfig) -> list[Job]:
+    """The tars of a folder and of those in it, or its images a thousand at a time.
+
+    Raises:
+        ValueError: an input that is not there or holds neither.
+    """
+    if not source.exists():
+        raise ValueError(f"extraction.input {source} does not exist")
+    base = source.parent if source.suffix == ".tar" else source
+    tars = [source] if source.suffix == ".tar" else sorted(source.rglob("*.tar"))
     if tars:
-        return [Job(out / tar.stem, partial(foreign_tar, tar, size)) for tar in tars]
+        folders = [out / tar.relative_to(base).with_suffix("") for tar in tars]
+        return [Job(folder, partial(foreign_tar, tar, encoder), tar) for folder, tar in zip(folders, tars, strict=True)]
     paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"extraction.input {source} holds no tars and no images ({', '.join(SUFFIXES)})")
@@ -124,24 +162,29 @@ def foreign_jobs(source: Path, out: Path, size: int) -> list[Job]:
     for start in range(0, len(paths), FOLDER_SHARD):
         part = paths[start : start + FOLDER_SHARD]
         keys = [path.relative_to(source).as_posix() for path in part]
-        opened = Pictures(keys, partial(read_foreign, part.__getitem__, keys, size))
-        jobs.append(Job(out / f"images-{start // FOLDER_SHARD:06d}", partial(Pictures, *opened)))
+        opened = Pictures(keys, partial(read_foreign, part.__getitem__, keys, encoder))
+        jobs.append(Job(out / f"images-{start // FOLDER_SHARD:06d}", partial(Pictures, *opened), source, keys))
     return jobs
 
 
-def foreign_tar(tar: Path, size: int) -> Pictures:
-    shard = Shards(tar)
-    return Pictures(shard.keys, partial(read_foreign, shard.image, shard.keys, size))
+def foreign_tar(tar: Path, encoder: EncoderConfig) -> Pictures:
+    """A tar; of one that cannot be read nothing is, and its own name stands for its pictures."""
+    try:
+        shard = Shards(tar)
+    except ShardError as error:
+        reason = str(error)
+        return Pictures([tar.name], lambda numbers: (None, [], dict.fromkeys(numbers, reason)))
+    return Pictures(shard.keys, partial(read_foreign, shard.image, shard.keys, encoder))
 
 
 def read_foreign(
-    image: Callable[[int], bytes | Path], keys: list[str], size: int, numbers: list[int]
+    image: Callable[[int], bytes | Path], keys: list[str], encoder: EncoderConfig, numbers: list[int]
 ) -> tuple[Tensor | None, list[int], dict[int, str]]:
     """Pictures that nobody has looked at yet: those that are missing or cannot be read are named."""
     pixels, good, bad = [], [], {}
     for n in numbers:
         try:
-            pixels.append(to_pixels(open_image(image(n), keys[n]), size))
+            pixels.append(to_pixels(open_image(image(n), keys[n]), encoder.image_size, encoder.fit))
             good.append(n)
         except ValueError as error:
             bad[n] = str(error)
@@ -152,7 +195,12 @@ def read_foreign(
 
 
 def encode(
-    jobs: list[Job], own: list[Job], tokenizer: Tokenizer, experiment: Experiment, progress: Progress | None
+    jobs: list[Job],
+    own: list[Job],
+    tokenizer: Tokenizer,
+    experiment: Experiment,
+    made_by: str,
+    progress: Progress | None,
 ) -> None:
     """Make the shards of ``own`` that are not there yet."""
     made, start = 0, time.perf_counter()
@@ -165,7 +213,7 @@ def encode(
 
     for job in own:
         if not job.folder.is_dir():
-            encode_shard(job, tokenizer, experiment.extraction.batch, experiment.extraction.features, tell)
+            encode_shard(job, tokenizer, experiment.extraction, made_by, tell)
             tell(0)
     if made:
         seconds = time.perf_counter() - start
@@ -173,13 +221,15 @@ def encode(
 
 
 @torch.no_grad()
-def encode_shard(job: Job, tokenizer: Tokenizer, batch: int, features: bool, tell: Callable[[int], None]) -> None:
+def encode_shard(
+    job: Job, tokenizer: Tokenizer, config: ExtractionConfig, made_by: str, tell: Callable[[int], None]
+) -> None:
     """Make one shard; pictures that cannot be read get no tokens, and are named in the log and in the shard."""
     keys, read = job.open()
     pictures = [Extracted(torch.zeros(0, dtype=torch.int64), torch.zeros(0, tokenizer.config.merger.width))] * len(keys)
     skipped: dict[str, str] = {}
-    for first in range(0, len(keys), batch):
-        numbers = list(range(first, min(first + batch, len(keys))))
+    for first in range(0, len(keys), config.batch):
+        numbers = list(range(first, min(first + config.batch, len(keys))))
         inputs, good, bad = read(numbers)
         if inputs is not None:
             for n, tokens in zip(good, tokens_of(tokenizer, inputs), strict=True):
@@ -187,8 +237,8 @@ def encode_shard(job: Job, tokenizer: Tokenizer, batch: int, features: bool, tel
         for n, reason in bad.items():
             skipped[keys[n]] = reason
             log.warning("left out: %s", reason)
-        tell(len(numbers))
-    write_shard(job.folder, pictures, keys, skipped, features)
+        tell(len(good))
+    write_shard(job.folder, pictures, {"keys": keys, "skipped": skipped, "made_by": made_by}, config.features)
 
 
 def tokens_of(tokenizer: Tokenizer, inputs: Tensor) -> list[Extracted]:

@@ -11,6 +11,7 @@ from lavit.data.prepare import DataConfig, left_out_words, prepare
 from lavit.data.sources import fetch_source
 from lavit.experiment import Experiment, run_stage
 from lavit.runs import FolderLock, Progress, end_with_parent, is_done, mark_done, stage_clock
+from lavit.tokenizers.encoders import check_encoder
 from lavit.workspace import Workspace
 
 
@@ -21,6 +22,7 @@ def main(experiment: Experiment, run: Path) -> None:
     if is_done(folder):
         return
     end_with_parent()
+    check_encoder(experiment.tokenizer.model.encoder)
     with FolderLock(folder):
         with stage_clock(work.folder("assets")):
             fetch_assets(experiment.data, experiment.tokenizer.model.encoder.weights.asset, folder)

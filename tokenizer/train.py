@@ -13,7 +13,7 @@ from lavit.tokenizers.selector import gumbel_noise, noise_scale
 from lavit.tokenizers.tokenizer import TokenizerBatch
 from lavit.training.engine import digest
 from lavit.training.loop import Place, generator_for, items_at, train
-from lavit.training.weights import save_weights
+from lavit.training.weights import load_weights, save_weights
 from lavit.workspace import Workspace
 
 CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 16
@@ -29,41 +29,46 @@ def main(experiment: Experiment, run: Path) -> None:
     tokenizer = work.new_tokenizer()
     size = stage.model.encoder.image_size
 
-    def inputs(place: Place) -> torch.Tensor:
-        """Each set keeps its share of every micro-batch."""
+    def inputs(step: int, batch: int, mine: slice = slice(None)) -> torch.Tensor:
+        """A part of a step's batch, of which each set has its share."""
         share = shares.get("vqa", 0.0)
-        second = max(1, round(place.size * share)) if share and place.size > 1 else 0
-        rows = []
-        for part, count in (("captions", place.size - second), ("vqa", second)):
+        second = max(1, round(batch * share)) if share and batch > 1 else 0
+        items: list[tuple[str, int]] = []
+        for part, count in (("captions", batch - second), ("vqa", second)):
             if count:
-                numbers = items_at(place._replace(size=count), stage.train.accumulate, len(sets[part]), seed)
-                rows.append(sets[part].inputs(numbers, size))
-        return torch.cat(rows)
+                numbers = items_at(Place(step, 0, 0, 1, count), 1, len(sets[part]), seed)
+                items += [(part, number) for number in numbers.tolist()]
+        chosen = {part: [number for name, number in items[mine] if name == part] for part in sets}
+        return torch.cat([sets[part].inputs(numbers, size) for part, numbers in chosen.items() if numbers])
 
     def batch_at(place: Place) -> TokenizerBatch:
-        # Drawn for the step's whole batch, so that it depends on neither ranks nor accumulation.
+        # Cut from the step's whole batch, so that pictures and noise depend on neither ranks nor accumulation.
+        first = (place.micro * place.world + place.rank) * place.size
+        mine = slice(first, first + place.size)
         noise = gumbel_noise((stage.train.batch, stage.model.encoder.patches, 2), generator_for(seed, place.step, 0))
         scale = noise_scale(place.step, stage.noise_steps)
-        first = (place.micro * place.world + place.rank) * place.size
-        mine = noise[first : first + place.size]
-        return TokenizerBatch(inputs(place), mine * scale if scale else None)
+        return TokenizerBatch(inputs(place.step, stage.train.batch, mine), noise[mine] * scale if scale else None)
 
     @torch.no_grad()
     def before_step(step: int) -> None:
         tokenizer.quantize = step >= stage.plain_steps
         if step == stage.plain_steps:
-            units = [_projected(tokenizer, batch_at(place)) for place in _kmeans_places(experiment)]
-            tokenizer.quantizer.start_from(gathered(torch.cat(units)))
+            units = [gathered(_projected(tokenizer, batch_at(place))) for place in _kmeans_places(experiment)]
+            tokenizer.quantizer.start_from(torch.cat(units))
 
     frozen = digest(tokenizer.encoder)
     train(tokenizer, batch_at, stage.train, folder, before_step, tokenizer.quantizer.move)
     if torch.distributed.get_rank() == 0:
         if digest(tokenizer.encoder) != frozen:
             raise RuntimeError("the frozen encoder changed in training; nothing may be made of its features")
+        path = folder / "tokenizer.safetensors"
+        save_weights(tokenizer, path)
         if tokenizer.selector is not None and tokenizer.selector.calibrated:
-            places = (Place(step, 0, 0, 1, CALIBRATION_BATCH) for step in range(CALIBRATION_BATCHES))
-            tokenizer.eval().selector.calibrate(_features(tokenizer, inputs(place)) for place in places)
-        save_weights(tokenizer, folder / "tokenizer.safetensors")
+            # A new one, because what ZeRO-3 spread over the ranks would call for them at every use.
+            trained = load_weights(work.new_tokenizer(), path).to(next(tokenizer.parameters()).device)
+            batches = (inputs(step, CALIBRATION_BATCH) for step in range(CALIBRATION_BATCHES))
+            trained.selector.calibrate(_features(trained, batch) for batch in batches)
+            save_weights(trained, path)
         mark_done(folder, {"steps": stage.train.steps, "encoder": frozen})
 
 
@@ -80,13 +85,13 @@ def _projected(tokenizer, batch: TokenizerBatch) -> torch.Tensor:
 
 
 def _kmeans_places(experiment: Experiment) -> list[Place]:
-    """Enough micro-batches for k-means, at about a third of the patches kept."""
+    """Enough micro-batches for k-means, and twice over; in the order of the global batches."""
     stage = experiment.tokenizer
+    accumulate, rank, world = stage.train.accumulate, torch.distributed.get_rank(), torch.distributed.get_world_size()
+    size = stage.train.batch // (world * accumulate)
     wanted = max(stage.model.quantizer.kmeans_vectors, 2 * stage.model.quantizer.codes)
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    size = stage.train.batch // (world * stage.train.accumulate)
-    count = -(-3 * wanted // (stage.model.encoder.patches * size * world))
-    return [Place(step, 0, rank, world, size) for step in range(count)]
+    steps = -(-3 * wanted // (stage.model.encoder.patches * stage.train.batch))
+    return [Place(step, micro, rank, world, size) for step in range(steps) for micro in range(accumulate)]
 
 
 if __name__ == "__main__":

@@ -52,6 +52,8 @@ def open_image(source: bytes | Path, name: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise ValueError("it has 32 bits a channel, whose range is unknown; convert it to 8 bits")
     if image.mode.startswith("I;16"):  # convert("RGB") clips 16 bits instead of scaling them
         image = image.point(lambda value: value / 257).convert("L")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -34,7 +35,7 @@ def curves(series: dict[str, tuple[Sequence[float], Sequence[float]]], label: st
     """Lines by name, (x, y) each, over training steps; ``marks`` are named upright lines."""
 
     def draw(axes: Axes) -> None:
-        for colour, (name, (x, y)) in zip(COLOURS, series.items(), strict=False):
+        for colour, (name, (x, y)) in zip(cycle(COLOURS), series.items(), strict=False):
             axes.plot(x, y, color=colour, alpha=0.25, linewidth=1)
             axes.plot(x, running_mean(y), color=colour, linewidth=1.8, label=name)
         for name, x in marks.items():
@@ -59,7 +60,7 @@ def length_plot(curves: dict[str, dict[str, Sequence[float]]], own: tuple[float,
     """
 
     def draw(axes: Axes) -> None:
-        for colour, (name, curve) in zip(COLOURS, curves.items(), strict=False):
+        for colour, (name, curve) in zip(cycle(COLOURS), curves.items(), strict=False):
             for policy, line in LINES.items():
                 label = f"{name} {policy}".strip()
                 axes.plot(curve["tokens"], curve[policy], line, color=colour, linewidth=1.8, label=label)

@@ -136,7 +136,7 @@ def open_run(folder: str | Path, config: Any, owners: dict[str, str] | None = No
         folder: where the run lives.
         config: the typed configuration.
         owners: by the beginning of a dotted key, the stage whose work depends on it. While that stage has made
-            nothing, the setting may still change.
+            nothing, the setting may still change. Those of "" change nothing that is kept, and always may.
 
     Raises:
         ConfigError: the folder holds a run of another configuration.
@@ -168,7 +168,7 @@ def require_same_config(folder: str | Path, config: Any, owners: dict[str, str] 
     finally:
         draft.unlink(missing_ok=True)
     stages = {key: _owner(key, owners or {}) for key in changed}
-    changed = [key for key in changed if stages[key] is None or _has_made(folder / stages[key])]
+    changed = [key for key in changed if stages[key] != "" and (stages[key] is None or _has_made(folder / stages[key]))]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         made = {stages[key] for key in changed}

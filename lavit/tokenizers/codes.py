@@ -2,7 +2,7 @@
 
 ``words.npy`` (n,) int32 holds the visual words of the shard's pictures one after another, ``start.npy``
 (pictures + 1,) int64 where each picture's words begin, ``features.npy`` (n, D) float16 the merged features where they
-were asked for, ``about.json`` the pictures' keys and what could not be read.
+were asked for, ``about.json`` the pictures' keys, what could not be read, and whose codes they are.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ class Extracted(NamedTuple):
     features: Tensor
 
 
-def write_shard(
-    folder: Path, pictures: Sequence[Extracted], keys: Sequence[str], skipped: dict[str, str], features: bool
-) -> None:
-    """Write a shard's folder, whole or not at all; ``skipped`` says of keys why they have no tokens."""
+def write_shard(folder: Path, pictures: Sequence[Extracted], about: dict[str, Any], features: bool) -> None:
+    """Write a shard's folder, whole or not at all.
+
+    ``about`` has ``keys``, one a picture, ``skipped``, of keys why they have no tokens, and ``made_by``, the digest of
+    the tokenizer.
+    """
     for stale in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a run that was killed
         shutil.rmtree(stale, ignore_errors=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     draft.mkdir(parents=True)
     start = np.concatenate([[0], np.cumsum([len(p.words) for p in pictures], dtype=np.int64)])
-    np.save(draft / "words.npy", torch.cat([p.words for p in pictures]).int().cpu().numpy())
+    nothing = torch.zeros(0, dtype=torch.int64)
+    np.save(draft / "words.npy", torch.cat([nothing, *(p.words for p in pictures)]).int().cpu().numpy())
     np.save(draft / "start.npy", start.astype(np.int64))
-    if features:
+    if features and pictures:
         np.save(draft / "features.npy", torch.cat([p.features for p in pictures]).half().cpu().numpy())
-    write_json(draft / "about.json", {"keys": list(keys), "skipped": skipped})
+    write_json(draft / "about.json", about)
     draft.rename(folder)
 
 

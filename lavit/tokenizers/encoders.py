@@ -18,6 +18,10 @@ from torch import Tensor, nn
 
 from lavit.config import OneOf
 from lavit.data.assets import fetch
+from lavit.data.images import shrink
+
+LARGEST = 4096  # pixels of the longer side before a picture is padded: one of 60,000 × 1 would take 10 GiB
+FITS = ("pad", "stretch")
 
 
 @dataclass
@@ -43,7 +47,8 @@ class EncoderConfig:
     """A frozen timm encoder.
 
     ``mean`` and ``std`` are in pixel values of [0, 1]. ``clip`` bounds standardized features; 0 leaves them raw
-    (no standardization), which is what the paper does.
+    (no standardization), which is what the paper does. ``fit`` makes a picture square: "pad" with white, or "stretch"
+    as the published code does.
     """
 
     model: str = "tf_efficientnet_lite0"
@@ -54,6 +59,7 @@ class EncoderConfig:
     mean: list[float] = field(default_factory=lambda: [127 / 255] * 3)
     std: list[float] = field(default_factory=lambda: [128 / 255] * 3)
     clip: float = 6.0
+    fit: str = "pad"
 
     @property
     def width(self) -> int:
@@ -75,9 +81,11 @@ class Encoder(nn.Module):
         super().__init__()
         if not config.layers:
             raise ValueError("tokenizer.encoder.layers is empty; name at least one, e.g. {name: blocks.4, width: 112}")
+        if config.fit not in FITS:
+            raise ValueError(f"tokenizer.encoder.fit '{config.fit}' is unknown; choose {' or '.join(FITS)}")
         self.config = config
         with torch.random.fork_rng(devices=[]):  # timm draws weights, all of which are replaced
-            self.backbone = timm.create_model(config.model, **_timm_options(config))
+            self.backbone = new_backbone(config)
         if pretrained:
             load_weights(self.backbone, config.weights)
         self.backbone.eval().requires_grad_(False)
@@ -160,9 +168,52 @@ class Encoder(nn.Module):
         return out
 
 
-def _timm_options(config: EncoderConfig) -> dict:
-    """Transformers need to be told the input size; convolutional networks refuse the argument."""
-    return {"img_size": config.image_size} if "vit" in config.model or "eva" in config.model else {}
+def check_encoder(config: EncoderConfig) -> None:
+    """Check that model, layers, input size and grid go together, without weights and memory.
+
+    Raises:
+        ValueError: they do not; the message names the setting.
+    """
+    with torch.device("meta"):
+        images = torch.empty(1, 3, config.image_size, config.image_size)
+        Encoder(config, pretrained=False).raw(images)
+
+
+def new_backbone(config: EncoderConfig) -> nn.Module:
+    """timm's model. Transformers need to be told the input size; convolutional networks refuse the argument.
+
+    Raises:
+        ValueError: timm has no such model, or not for this size.
+    """
+    if not timm.is_model(config.model):
+        near = timm.list_models(f"*{config.model[:6]}*")[:5]
+        raise ValueError(f"tokenizer.encoder.model '{config.model}' is not one of timm's; near: {', '.join(near)}")
+    entry = timm.model_entrypoint(config.model)
+    sized = "vision_transformer" in entry.__module__ or entry.__module__.endswith(("eva", "beit", "deit"))
+    try:
+        return timm.create_model(config.model, **({"img_size": config.image_size} if sized else {}))
+    except (AssertionError, TypeError, RuntimeError) as error:
+        raise ValueError(f"tokenizer.encoder.model {config.model} at image_size {config.image_size}: {error}") from None
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """A state dict, also one inside of ``{"model": …}``, read without running pickled code.
+
+    Raises:
+        ValueError: no such file, or one that is something else than a dictionary of tensors.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a cut or foreign file: zip, unpickling and key errors of every kind
+        raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}); get it again") from None
+    for inner in ("model", "state_dict", "module"):
+        if isinstance(state, dict) and isinstance(state.get(inner), dict):
+            state = state[inner]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds something else than a dictionary of tensors")
+    return state
 
 
 def load_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
@@ -183,7 +234,7 @@ def load_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
     path = next(iter(sorted(Path(fetch(value)).rglob("*.pth"))), None) if kind == "asset" else Path(value)
     if path is None or not path.is_file():
         raise ValueError(f"no encoder weights at {path or value}; set tokenizer.encoder.weights.file to a state dict")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path)
     own = backbone.state_dict()
     if kind == "asset":
         # The package names its layers in its own way, but lists the same tensors in the same order as timm.
@@ -195,9 +246,10 @@ def load_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
     backbone.load_state_dict(state)
 
 
-def to_pixels(image: Image.Image, size: int) -> Tensor:
-    """An RGB image as (3, size, size) float32 in [0, 1], padded with white to a square, bicubic."""
-    if image.width != image.height:
+def to_pixels(image: Image.Image, size: int, fit: str = "pad") -> Tensor:
+    """An RGB image as (3, size, size) float32 in [0, 1], bicubic; padded with white to a square, or stretched to it."""
+    if fit == "pad" and image.width != image.height:
+        image = shrink(image, LARGEST)
         square = Image.new("RGB", (max(image.size),) * 2, (255, 255, 255))
         square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
         image = square

@@ -5,6 +5,7 @@ At the paper's size an image's features are 720 KB, so there they are computed w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ BATCH = 64
 class PictureSet:
     """One split of a set of pictures: captions or questions, pixels, and features where they were cached."""
 
-    def __init__(self, shards: Shards, features: Path | None = None):
-        self.shards = shards
+    def __init__(self, shards: Shards, features: Path | None = None, fit: str = "pad"):
+        self.shards, self.fit = shards, fit
         try:
             self.cached = np.load(features, mmap_mode="r") if features else None
         except (OSError, ValueError, EOFError) as error:
@@ -51,14 +52,18 @@ class PictureSet:
     def pixels(self, numbers: list[int] | Tensor, size: int) -> Tensor:
         """(B, 3, size, size) float32 in [0, 1]."""
         numbers = [int(n) for n in numbers]
-        images = [to_pixels(open_image(self.shards.image(n), f"picture {n}"), size) for n in numbers]
-        return torch.stack(images)
+        return read_pixels(self.shards, numbers, size, self.fit)
 
     def inputs(self, numbers: list[int] | Tensor, size: int) -> Tensor:
         """What a tokenizer reads: (B, P, D) float32 features where they are cached, else (B, 3, size, size) pixels."""
         if self.cached is None:
             return self.pixels(numbers, size)
         return torch.from_numpy(self.cached[np.asarray(numbers)].astype(np.float32))
+
+
+def read_pixels(shards: Shards, numbers: Iterable[int], size: int, fit: str) -> Tensor:
+    """(B, 3, size, size) float32 in [0, 1] of some pictures."""
+    return torch.stack([to_pixels(open_image(shards.image(n), f"picture {n}"), size, fit) for n in numbers])
 
 
 def cache_features(shards: Shards, encoder: Encoder, path: Path, progress: Progress, done: int) -> int:
@@ -78,8 +83,7 @@ def cache_features(shards: Shards, encoder: Encoder, path: Path, progress: Progr
         heads = []
         for start in range(0, len(shards), BATCH):
             numbers = range(start, min(start + BATCH, len(shards)))
-            pixels = [to_pixels(open_image(shards.image(i), f"picture {i}"), config.image_size) for i in numbers]
-            raw, head = encoder.raw_and_head(torch.stack(pixels))
+            raw, head = encoder.raw_and_head(read_pixels(shards, numbers, config.image_size, config.fit))
             out[start : numbers.stop] = encoder.standardize(raw).half().numpy()
             heads.append(head.numpy())
             progress.update(done + numbers.stop)
@@ -101,14 +105,12 @@ def write_array(path: Path, array: np.ndarray) -> None:
 def measure_statistics(shards: Shards, encoder: Encoder, path: Path, sample: int = 1024) -> None:
     """Set the encoder's standardization from an even sample of training pictures, kept at ``path`` for later runs."""
     if not path.is_file():
-        size = encoder.config.image_size
+        config = encoder.config
         numbers = np.linspace(0, len(shards) - 1, min(sample, len(shards))).astype(int)
         count, total, square = 0, 0.0, 0.0
         for start in range(0, len(numbers), BATCH):
-            images = [
-                to_pixels(open_image(shards.image(i), f"picture {i}"), size) for i in numbers[start : start + BATCH]
-            ]
-            raw = encoder.raw(torch.stack(images)).flatten(0, 1).double()
+            images = read_pixels(shards, numbers[start : start + BATCH].tolist(), config.image_size, config.fit)
+            raw = encoder.raw(images).flatten(0, 1).double()
             count, total, square = count + len(raw), total + raw.sum(0), square + raw.square().sum(0)
         mean = total / count
         std = (square / count - mean.square()).clamp_min(0).sqrt()

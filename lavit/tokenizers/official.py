@@ -7,13 +7,13 @@ code. ``configs/lavit/official.yaml`` has the settings that give the published c
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lavit.tokenizers.encoders import read_state
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 
 State = dict[str, Tensor]
@@ -55,15 +55,21 @@ def open_official(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, lis
     """
     state: State = {}
     unexpected: list[str] = []
+    if absent := [name for name in FILES if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{folder} has no {', '.join(absent)}; give the folder visual_tokenizer of the published model"
+        )
+    theirs: dict[str, str] = {}
     for name, rules in FILES.items():
-        found, unknown = renamed(read_state(folder / name), rules)
+        found, unknown, origin = renamed(read_state(folder / name), rules)
         state |= found
+        theirs |= {key: f"{name}: {its}" for key, its in origin.items()}
         unexpected += [f"{name}: {key}" for key in unknown]
     tokenizer = Tokenizer(config, pretrained=False)
     own = tokenizer.state_dict()
     # Tables of places are published with a leading dimension of one.
     state = {key: value.float().squeeze(0) if key.startswith("decoder.") else value for key, value in state.items()}
-    unexpected += sorted(state.keys() - own.keys())
+    unexpected += sorted(theirs[key] for key in state.keys() - own.keys())
     state |= unpublished(state, own)
     problems = [f"{key} is missing" for key in sorted(own.keys() - state.keys())]
     problems += [
@@ -72,14 +78,15 @@ def open_official(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, lis
         if state[key].shape != own[key].shape
     ]
     if problems:
-        raise ValueError(f"{folder} does not fit the configuration: {', '.join(problems[:8])}")
+        raise ValueError(f"{folder} does not fit the configuration: {', '.join(problems)}")
     tokenizer.load_state_dict({key: state[key] for key in own})
     return tokenizer.eval(), unexpected
 
 
 def unpublished(state: State, own: State) -> State:
     """What only our tokenizer has: threshold, statistics of features, and averages as if all codes were used alike."""
-    extra = {key: own[key] for key in ("selector.threshold", "encoder.mean", "encoder.std", "quantizer.updates")}
+    ours = ("selector.threshold", "encoder.mean", "encoder.std", "quantizer.updates")
+    extra = {key: own[key] for key in ours if key in own}
     if "quantizer.codebook" in state:
         codebook = state["quantizer.codebook"]
         extra |= {
@@ -89,45 +96,25 @@ def unpublished(state: State, own: State) -> State:
     return extra
 
 
-def read_state(path: Path) -> State:
-    """A state dict, also one inside of ``{"model": …}``.
-
-    Raises:
-        ValueError: no such file, or one that holds anything but tensors.
-    """
-    if not path.is_file():
-        raise ValueError(f"no {path}; give the folder visual_tokenizer of the published model")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be read as weights ({str(error).splitlines()[0]}); download it again"
-        ) from None
-    for inner in ("model", "state_dict", "module"):
-        if isinstance(state, dict) and isinstance(state.get(inner), dict):
-            state = state[inner]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds something else than a dictionary of tensors")
-    return state
-
-
-def renamed(state: State, rules: tuple[tuple[str, str], ...]) -> tuple[State, list[str]]:
-    """The tensors under our names, fused projections in three parts, and the names that no rule knows."""
+def renamed(state: State, rules: tuple[tuple[str, str], ...]) -> tuple[State, list[str], dict[str, str]]:
+    """The tensors under our names, fused projections in three parts; the names that no rule knows; whence each came."""
     out: State = {}
     unknown = []
+    origin: dict[str, str] = {}
     for name, value in state.items():
         new = next((ours + name[m.end() :] for theirs, ours in rules if (m := re.match(theirs, name))), None)
         if new is None:
             unknown.append(name)
             continue
         if new.startswith("encoder."):
-            out[new] = value
+            out[new], origin[new] = value, name
             continue
         for theirs, ours in INSIDE:
             new = re.sub(theirs, ours, new)
         if fused := re.match(r"(.*\.self_attn\.)qkv\.(weight|bias)$", new):
-            for part, third in zip(("query", "key", "value"), value.chunk(3), strict=True):
+            for part, third in zip(("query", "key", "value"), value.tensor_split(3), strict=True):
                 out[f"{fused[1]}{part}.{fused[2]}"] = third
+                origin[f"{fused[1]}{part}.{fused[2]}"] = name
         else:
-            out[new] = value
-    return out, unknown
+            out[new], origin[new] = value, name
+    return out, unknown, origin

@@ -64,12 +64,14 @@ class Quantizer(nn.Module):
         self._seen: list[tuple[Tensor, Tensor]] = []  # since the last move: unit vectors and their codes
 
     def project(self, features: Tensor) -> Tensor:
-        """(..., D) features to unit vectors (..., C) float32."""
-        return F.normalize(self.proj(features).float(), dim=-1)
+        """(..., D) features to unit vectors (..., C) float32, whatever the precision around it."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(self.proj(features.float()), dim=-1)
 
     def nearest(self, unit: Tensor) -> Tensor:
         """(..., C) unit vectors to the (...) int64 codes at the least distance; a code may be of any length."""
-        return (unit.float() @ self.codebook.T - self.codebook.square().sum(-1) / 2).argmax(-1)
+        with torch.autocast(unit.device.type, enabled=False):
+            return (unit.float() @ self.codebook.T - self.codebook.square().sum(-1) / 2).argmax(-1)
 
     def lookup(self, codes: Tensor) -> Tensor:
         """(...) int64 codes to (..., C) float32 words."""
@@ -117,8 +119,7 @@ class Quantizer(nn.Module):
         if not self._seen:
             return
         unit, codes = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        pool = torch.cat([gathered(part) for part, _ in self._seen])  # in the order of the global batch
-        self._seen = []
+        parts, self._seen = [part for part, _ in self._seen], []
         size, decay = self.config.codes, self.config.decay
         count = torch.zeros(size, device=unit.device).index_add_(0, codes, torch.ones_like(codes, dtype=torch.float32))
         total = torch.zeros_like(self.total).index_add_(0, codes, unit)
@@ -128,12 +129,14 @@ class Quantizer(nn.Module):
         if not total.isfinite().all():
             return  # the training loop drops such a step; averages would remember it for good
         # Shares instead of counts, so that neither the batch size nor the token counts change their scale.
-        self.count.mul_(decay).add_(count / len(pool), alpha=1 - decay)
-        self.total.mul_(decay).add_(total / len(pool), alpha=1 - decay)
+        seen = count.sum()
+        self.count.mul_(decay).add_(count / seen, alpha=1 - decay)
+        self.total.mul_(decay).add_(total / seen, alpha=1 - decay)
         self.updates += 1
         dead = self.count < self.config.dead_below / size
         if dead.any():
             # Same generator and same pool on every rank: every rank restarts the same codes at the same vectors.
+            pool = torch.cat([gathered(part) for part in parts])  # in the order of the global batch
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.updates))
             chosen = pool[torch.randint(len(pool), (int(dead.sum()),), generator=generator)]
             self.total[dead] = chosen / size
@@ -145,12 +148,13 @@ class Quantizer(nn.Module):
         """Set the codebook to the k-means centres of (n, C) float32 unit vectors.
 
         Raises:
-            ValueError: fewer vectors than codes.
+            ValueError: fewer different vectors than codes.
         """
-        if len(unit) < self.config.codes:
+        different = len(unit.unique(dim=0))
+        if different < self.config.codes:
             raise ValueError(
-                f"k-means needs at least {self.config.codes} vectors for as many codes and got {len(unit)}; "
-                "use more images or a smaller tokenizer.quantizer.codes"
+                f"k-means needs at least {self.config.codes} different vectors for as many codes and got {different} "
+                f"among {len(unit)}; use more images, a smaller tokenizer.quantizer.codes or a larger kmeans_vectors"
             )
         generator = torch.Generator().manual_seed(self.seed)
         pick = torch.randperm(len(unit), generator=generator)[: max(self.config.kmeans_vectors, self.config.codes)]

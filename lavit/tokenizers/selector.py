@@ -117,7 +117,8 @@ class Selector(nn.Module):
         Args:
             features: (B, P, D).
             noise: (B, P, 2) Gumbel noise for training (straight-through, temperature 1), already scaled by the
-                schedule; None decides by the probability alone and is deterministic.
+                schedule; None decides by the probability alone and is deterministic. A batch that keeps its share does
+                so over all ranks, each micro-batch for itself.
 
         Returns:
             A Selection that keeps at least the likeliest patch of every image.

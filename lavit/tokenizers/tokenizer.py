@@ -106,7 +106,7 @@ class Tokenizer(nn.Module):
         if kind == "gain":
             return GainSelector(encoder.width, choice, encoder.patches, self.places.anchors if self.places else None)
         if kind == "learned" and self.places:
-            raise ValueError("tokenizer.places needs selection 'gain' or 'even': 'learned' keeps no anchors")
+            raise ValueError("tokenizer.places needs selection 'gain': 'learned' keeps no anchors")
         return Selector(encoder.width, choice) if kind == "learned" else None
 
     def patch_features(self, inputs: Tensor) -> Tensor:

@@ -134,9 +134,10 @@ def skip_update(engine: Any, skip: bool) -> None:
 
 
 def make_whole(module: nn.Module) -> None:
-    """Give a module that ZeRO-3 spread over the ranks its whole parameters back, on every rank, to be saved or used.
+    """Give a module that ZeRO-3 spread over the ranks its whole parameters back, on every rank, to be saved.
 
-    Training is over for it afterwards. Call on every rank; does nothing to a module of another stage.
+    Call on every rank; does nothing to a module of another stage. Training is over for it afterwards, and so is any
+    other use: a forward pass would still ask the other ranks for their parts.
     """
     import deepspeed
 

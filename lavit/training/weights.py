@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -17,6 +18,18 @@ def save_weights(module: nn.Module, path: Path) -> None:
     state = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
     with written_whole(path) as draft:
         save_file(state, draft)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file of weights.
+
+    Raises:
+        ValueError: no such file.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}; run the stage that writes them first")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(module: nn.Module, path: Path) -> nn.Module:

@@ -72,6 +72,12 @@ def test_broken_pictures_name_themselves(tmp_path):
         open_image(tmp_path / "gone.png", "gone")
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bits_a_channel_are_refused(mode):
+    with pytest.raises(ImageError, match="image 'deep' cannot be decoded: it has 32 bits a channel"):
+        open_image(encoded(Image.new(mode, (2, 2), 70000), "TIFF"), "deep")
+
+
 def test_the_pixel_limit_is_an_error(monkeypatch):
     data = encoded(Image.new("L", (30, 30)))
     for limit in (500, 100):  # just over the limit Pillow only warns; at twice the limit it refuses

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from lavit.experiment import load_experiment, run_stage
+from lavit.runs import read_json
 from lavit.tokenizers.codes import CodeSet
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
@@ -66,13 +67,16 @@ def config(tmp_path_factory) -> Path:
 def opened(config: Path, *overrides: str) -> tuple[Workspace, list[extract.Job]]:
     experiment = load_experiment(config, overrides)
     work = Workspace(experiment, Path(experiment.run))
-    return work, extract.jobs_of(work)
+    source = experiment.extraction.input
+    if source is None:
+        return work, extract.jobs_of(work)
+    return work, extract.foreign_jobs(Path(source), work.run / "extracted" / "x", experiment.tokenizer.model.encoder)
 
 
 def encode(work: Workspace, jobs: list[extract.Job], out: Path, rank: int = 0, world: int = 1) -> list[Path]:
     """The shards of one rank below ``out``, which all jobs are turned to."""
     jobs = [job._replace(folder=out / job.folder.parent.name / job.folder.name) for job in jobs]
-    extract.encode(jobs, jobs[rank::world], work.tokenizer(), work.experiment, None)
+    extract.encode(jobs, jobs[rank::world], work.tokenizer(), work.experiment, "me", None)
     return [job.folder for job in jobs]
 
 
@@ -100,10 +104,10 @@ def test_any_number_of_ranks_writes_the_same(config, tmp_path):
     assert contents(alone) == contents(three)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("batch", [1, 3, 7])
 def test_any_batch_size_gives_the_same_words(config, tmp_path, batch):
     work, jobs = opened(config)
-    expected = CodeSet(encode(work, jobs, tmp_path / "eight"))
+    expected = CodeSet(encode(work, jobs, tmp_path / "whole"))  # 64, more than a shard holds
     work.experiment.extraction.batch = batch
     found = CodeSet(encode(work, jobs, tmp_path / "other"))
     assert torch.equal(found.counts(), expected.counts())
@@ -188,12 +192,69 @@ def test_tars_of_img2dataset(config, tmp_path):
     assert "has no image" in codes.about()["skipped"]["01"]
 
 
+def test_broken_and_empty_tars_are_named_and_the_rest_goes_on(config, tmp_path):
+    source = tmp_path / "tars"
+    (source / "deeper").mkdir(parents=True)
+    with tarfile.open(source / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("0.png")
+        info.size = len(png(9))
+        tar.addfile(info, io.BytesIO(png(9)))
+    tarfile.open(source / "b.tar", "w").close()
+    (source / "c.tar").write_bytes((source / "a.tar").read_bytes()[:700])
+    (source / "deeper" / "a.tar").write_bytes((source / "a.tar").read_bytes())
+    work, jobs = opened(config, f"extraction.input={source}")
+    assert [job.folder.relative_to(work.run / "extracted" / "x").as_posix() for job in jobs] == [
+        "a",
+        "b",
+        "c",
+        "deeper/a",
+    ]
+    codes = CodeSet(encode(work, jobs, tmp_path / "out"))
+    assert codes.about()["keys"] == ["0", "c.tar", "0"]
+    assert (codes.counts() > 0).tolist() == [True, False, True] and "c.tar" in codes.about()["skipped"]["c.tar"]
+
+
+def test_other_inputs_beside_the_run_s_own_data(config, tmp_path, capsys):
+    first, second = tmp_path / "first" / "mine", tmp_path / "second" / "mine"
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(png(10))
+    (second / "b.png").write_bytes(b"no picture")
+    run = load_experiment(config).run
+    for overrides in ([], [f"extraction.input={first}"], [f"extraction.input={second}", "extraction.batch=3"], []):
+        run_stage(extract.main, None, [str(config), *overrides])
+    assert "1 pictures could not be read" in capsys.readouterr().out
+    made = {extract.input_name(folder): folder for folder in (first, second)}
+    assert {path.name for path in Path(run, "extracted").iterdir()} == set(made)
+    told = {folder: read_json(Path(run, "extracted", name, "done.json")) for name, folder in made.items()}
+    assert (told[first]["left_out"], told[second]["left_out"]) == (0, 1)
+    (first / "c.png").write_bytes(png(30))
+    with pytest.raises(SystemExit):
+        run_stage(extract.main, None, [str(config), f"extraction.input={first}"])
+    assert "has other images than before; remove" in capsys.readouterr().err
+
+
+def test_codes_of_another_tokenizer_are_refused(tmp_path, capsys):
+    config = make_run(tmp_path)
+    run_stage(extract.main, None, [str(config)])
+    work, _ = opened(config)
+    other = work.tokenizer()
+    other.quantizer.codebook.mul_(-1)
+    save_weights(other, work.run / "tokenizer" / "tokenizer.safetensors")
+    with pytest.raises(SystemExit):
+        run_stage(extract.main, None, [str(config)])
+    assert "has codes of another tokenizer; remove" in capsys.readouterr().err
+
+
 def test_input_without_images(config, tmp_path):
+    with pytest.raises(ValueError, match=r"extraction\.input .*/none does not exist"):
+        opened(config, f"extraction.input={tmp_path}/none")
     with pytest.raises(ValueError, match=r"extraction\.input .* holds no tars and no images"):
         opened(config, f"extraction.input={tmp_path}")
 
 
-def test_whole_stage_is_done_once(config, capsys):
+def test_whole_stage_is_done_once(tmp_path, capsys):
+    config = make_run(tmp_path)
     run_stage(extract.main, None, [str(config)])
     work, jobs = opened(config)
     assert len(work.codes("captions", "test")) == len(work.shards("captions", "test"))

@@ -100,10 +100,14 @@ def test_rank_correlation(a, b, expected):
     assert rank_correlation(torch.tensor(a), torch.tensor(b)) == pytest.approx(expected)
 
 
-def run_with(folder, cosine: float, counts: list[int], tokens=(1, 16)):
+def test_one_picture_has_no_correlation():
+    assert rank_correlation(torch.tensor([3]), torch.tensor([1.0])) == 0.0
+
+
+def run_with(folder, cosine: float, counts: list[int], tokens=(1, 16), pictures="abc"):
     curve = {"tokens": list(tokens)} | {policy: [cosine / 2, cosine] for policy in ("chosen", "even", "random")}
     figures = {name: 1.0 for name in compare.FIGURES} | {"cosine": cosine, "n": len(counts), "split": "test"}
-    figures |= {"counts": counts, "curve": curve, "complexity": {"gain": 0.5}}
+    figures |= {"counts": counts, "curve": curve, "complexity": {"gain": 0.5}, "pictures": pictures}
     figures |= {"kept": {"drawn": 0.4, "blank": None}}
     (folder / "eval" / "tokenizer").mkdir(parents=True)
     (folder / "eval" / "tokenizer" / "figures.json").write_text(json.dumps(figures))
@@ -126,9 +130,12 @@ def test_comparison_over_seeds(tmp_path, capsys):
 
 
 def test_comparison_needs_the_same_pictures(tmp_path):
-    a, b = run_with(tmp_path / "a", 0.6, [1, 2]), run_with(tmp_path / "b", 0.6, [1, 2, 3])
-    with pytest.raises(SystemExit, match="different pictures"):
-        compare.main([f"ours={a},{b}"])
+    a = run_with(tmp_path / "a", 0.6, [1, 2])
+    others = (run_with(tmp_path / "b", 0.6, [1, 2, 3]), run_with(tmp_path / "c", 0.6, [1, 2], tokens=(1, 2)))
+    for b in (*others, run_with(tmp_path / "d", 0.6, [1, 2], pictures="xyz")):
+        for command in ([f"ours={a},{b}"], [f"ours={a}", f"even={b}"]):
+            with pytest.raises(SystemExit, match="different pictures"):
+                compare.main(command)
     with pytest.raises(SystemExit, match="make eval-tokenizer"):
         compare.main([f"ours={a},{tmp_path / 'nothing'}"])
     with pytest.raises(SystemExit, match="NAME=RUN"):

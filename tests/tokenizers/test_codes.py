@@ -17,11 +17,15 @@ def pictures(*lengths: int, first: int = 0) -> list[Extracted]:
     return out
 
 
+def about(keys: list[str], skipped: dict[str, str]) -> dict:
+    return {"keys": keys, "skipped": skipped, "made_by": "me"}
+
+
 @pytest.fixture
 def codes(tmp_path) -> CodeSet:
     """Two shards: pictures of two and one words, then of none and three."""
-    write_shard(tmp_path / "a", pictures(2, 1), ["x", "y"], {}, features=True)
-    write_shard(tmp_path / "b", pictures(0, 3, first=3), ["z", "w"], {"z": "it is empty"}, features=True)
+    write_shard(tmp_path / "a", pictures(2, 1), about(["x", "y"], {}), features=True)
+    write_shard(tmp_path / "b", pictures(0, 3, first=3), about(["z", "w"], {"z": "it is empty"}), features=True)
     return CodeSet([tmp_path / "a", tmp_path / "b"])
 
 
@@ -45,7 +49,7 @@ def test_codes_are_padded_on_the_right(codes):
 
 
 def test_features_that_were_not_asked_for(tmp_path):
-    write_shard(tmp_path / "a", pictures(2), ["x"], {}, features=False)
+    write_shard(tmp_path / "a", pictures(2), about(["x"], {}), features=False)
     codes = CodeSet([tmp_path / "a"])
     assert codes.codes(0).tolist() == [0, 1] and not (tmp_path / "a" / "features.npy").exists()
     with pytest.raises(ValueError, match=r"has no features; extract with extraction\.features: true"):
@@ -59,9 +63,9 @@ def test_a_shard_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("lavit.tokenizers.codes.write_json", killed)
         with pytest.raises(KeyboardInterrupt):
-            write_shard(tmp_path / "a", pictures(2), ["x"], {}, features=True)
+            write_shard(tmp_path / "a", pictures(2), about(["x"], {}), features=True)
     assert not (tmp_path / "a").exists()
-    write_shard(tmp_path / "a", pictures(2), ["x"], {}, features=True)
+    write_shard(tmp_path / "a", pictures(2), about(["x"], {}), features=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a"], "what was cut is cleared away"
 
 
@@ -74,3 +78,8 @@ def test_broken_and_missing_shards_are_named(tmp_path, codes):
     (tmp_path / "a" / "start.npy").write_bytes(b"no array")
     with pytest.raises(ValueError, match="a cannot be read"):
         CodeSet([tmp_path / "a"])
+
+
+def test_a_shard_without_pictures(tmp_path):
+    write_shard(tmp_path / "a", [], about([], {}), features=True)
+    assert len(CodeSet([tmp_path / "a"])) == 0

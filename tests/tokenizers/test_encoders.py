@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import resource
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from lavit.data.assets import fetch
-from lavit.tokenizers.encoders import Encoder, EncoderConfig, LayerConfig, WeightsConfig, to_pixels
+from lavit.tokenizers.encoders import Encoder, EncoderConfig, LayerConfig, WeightsConfig, check_encoder, to_pixels
 
 LAYERS = [LayerConfig("blocks.1", 24), LayerConfig("blocks.4", 112)]
 VIT = {"model": "vit_tiny_patch16_224", "image_size": 64, "grid": 4, "layers": [LayerConfig("blocks.11", 192)]}
@@ -197,3 +198,52 @@ def test_pixels_are_those_of_a_bicubic_resize():
     expected = np.asarray(Image.fromarray(noise).resize((6, 6), Image.Resampling.BICUBIC)) / 255
     np.testing.assert_allclose(to_pixels(Image.fromarray(noise), 6).permute(1, 2, 0).numpy(), expected, atol=1e-6)
     assert torch.equal(to_pixels(Image.fromarray(noise), 10)[:, 3, 4] * 255, torch.tensor(noise[3, 4]).float())
+
+
+def test_a_picture_is_stretched_where_that_is_asked_for():
+    wide = Image.new("RGB", (8, 4), (255, 0, 0))
+    assert (to_pixels(wide, 8, "stretch")[1] == 0).all() and (to_pixels(wide, 8)[1, 0] == 1).all()
+    with pytest.raises(ValueError, match=r"tokenizer\.encoder\.fit 'crop' is unknown; choose pad or stretch"):
+        encoder(fit="crop")
+
+
+def test_a_thin_picture_takes_little_memory():
+    image = Image.new("RGB", (60000, 1), (0, 0, 0))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = to_pixels(image, 16)
+    assert pixels.shape == (3, 16, 16) and pixels.min() < 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000, "KiB; a square of it has 10 GiB"
+
+
+def test_a_model_that_timm_has_not():
+    with pytest.raises(ValueError, match="'efficientnet_lite99' is not one of timm's; near: "):
+        encoder(model="efficientnet_lite99")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({**VIT, "grid": 7}, "grid 7 means 49 patches but .* 16"),
+        ({"layers": [LayerConfig("blocks.1", 25)]}, "width 24"),
+    ],
+)
+def test_what_does_not_fit_is_found_without_weights(changes, said):
+    settings = {"image_size": 64, "grid": 4, "layers": LAYERS, "weights": WeightsConfig(file="/nowhere")}
+    with pytest.raises(ValueError, match=said):
+        check_encoder(EncoderConfig(**{**settings, **changes}))
+    check_encoder(EncoderConfig(**settings))
+
+
+def test_every_transformer_is_told_the_size():
+    layer = LayerConfig("blocks.11", 192)
+    made = encoder(
+        model="deit_tiny_patch16_224", image_size=64, grid=4, layers=[layer], weights=WeightsConfig(random=0)
+    )
+    assert made.raw(images()).shape == (2, 16, 192)
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"not weights", b"\x80\x02hello"])
+def test_weights_that_cannot_be_read(tmp_path, rubbish):
+    (tmp_path / "w.pth").write_bytes(rubbish)
+    with pytest.raises(ValueError, match=r"w\.pth cannot be read as weights"):
+        encoder(weights=WeightsConfig(file=str(tmp_path / "w.pth")))

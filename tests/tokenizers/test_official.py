@@ -215,8 +215,17 @@ def test_files_that_are_no_weights(broken, capsys):
     torch.save({"x": 3}, broken / "tokenizer_encoder.bin")
     with pytest.raises(ValueError, match="something else than a dictionary of tensors"):
         open_official(broken, CONFIG)
+    for rubbish in (
+        b"",
+        b"<html>not found</html>",
+        b"\x80\x02hello",
+        (broken / "eva_vitg_psz14.bin").read_bytes()[:5000],
+    ):
+        (broken / "tokenizer_encoder.bin").write_bytes(rubbish)
+        with pytest.raises(ValueError, match=r"tokenizer_encoder\.bin cannot be read as weights"):
+            open_official(broken, CONFIG)
     (broken / "tokenizer_encoder.bin").unlink()
-    with pytest.raises(ValueError, match="give the folder visual_tokenizer"):
+    with pytest.raises(ValueError, match=r"no tokenizer_encoder\.bin; give the folder visual_tokenizer"):
         open_official(broken, CONFIG)
 
 

@@ -87,8 +87,9 @@ def test_kmeans_starts_the_codebook_with_the_shares_of_its_clusters():
 
 
 def test_kmeans_of_too_few_vectors():
-    with pytest.raises(ValueError, match=f"at least {CODES} vectors for as many codes and got 4"):
-        quantizer().start_from(unit_vectors(4))
+    repeated = unit_vectors(4).repeat(10, 1)
+    with pytest.raises(ValueError, match=f"at least {CODES} different vectors for as many codes and got 4 among 40"):
+        quantizer().start_from(repeated)
 
 
 # ------------------------------------------------------------------------------------------------------ quantization
@@ -128,6 +129,14 @@ def test_arithmetic_is_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         half = made(features.bfloat16().float(), keep)
     torch.testing.assert_close(half.words, made(features.bfloat16().float(), keep).words, atol=0, rtol=0)
+
+
+def test_codes_do_not_depend_on_the_precision_around():
+    made = quantizer(codes=64).eval()
+    features = torch.randn(500, FEATURES, generator=torch.Generator().manual_seed(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        around = made.nearest(made.project(features))
+    assert torch.equal(around, made.nearest(made.project(features)))
 
 
 def test_evaluation_does_not_move_the_codebook():

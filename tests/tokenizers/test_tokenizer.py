@@ -301,5 +301,5 @@ def test_a_budget_below_the_anchors_can_be_decoded_but_not_written(placed):
 
 
 def test_places_need_anchors():
-    with pytest.raises(ValueError, match="tokenizer.places needs selection 'gain' or 'even'"):
+    with pytest.raises(ValueError, match="tokenizer.places needs selection 'gain'"):
         tokenizer(places=PlacesConfig(every=2))

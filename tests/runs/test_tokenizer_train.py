@@ -1,0 +1,98 @@
+"""Stage 1 on one rank, on two, and with accumulation: the same tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lavit.experiment import run_stage
+from tokenizer import prepare
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+run: {run}
+data:
+  sources: [{{folder: {{path: {pictures}, captions: {pictures}/captions.csv}}}}]
+  split: {{validation: 0.1, test: 0.1}}
+  image_size: 32
+  vqa: null
+tokenizer:
+  plain_steps: 2
+  noise_steps: 2
+  model:
+    encoder:
+      weights: {{random: 0}}
+      image_size: 32
+      grid: 4
+      layers: [{{name: blocks.1, width: 24}}, {{name: blocks.6, width: 320}}]
+    merger: {{width: 16, blocks: 1, heads: 2, mlp: 16}}
+    quantizer: {{codes: 32, width: 8, dead_below: 0.9, kmeans_vectors: 64}}
+    decoder: {{width: 16, blocks: 1, heads: 2, mlp: 16}}
+  train: {{steps: 6, batch: 8, log_every: 1, optimizer: {{lr: 1.0e-3}}}}
+"""
+EVEN, GAIN = "tokenizer.model.selection={even: {tokens: 5}}", "tokenizer.model.selection={gain: {rho: 0.5}}"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stage1")
+    (folder / "pictures").mkdir()
+    dice, rows = np.random.default_rng(0), ["file,caption"]
+    for i in range(60):
+        picture = Image.fromarray(dice.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((32, 32))
+        picture.save(folder / "pictures" / f"p{i}.png")
+        rows.append(f"p{i}.png,thing {i}")
+    (folder / "pictures" / "captions.csv").write_text("\n".join(rows))
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(run=folder / "run", pictures=folder / "pictures"))
+    return path
+
+
+def trained(config: Path, name: str, ranks: int, *overrides: str) -> Path:
+    """The stage's folder of a run of its own."""
+    run = config.parent / name
+    arguments = [str(config), f"run={run}", *overrides]
+    run_stage(prepare.main, None, arguments)
+    command = [sys.executable, "-m", "lavit.launch", "tokenizer.train", "--processes", str(ranks), "--", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=170, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return run / "tokenizer"
+
+
+@pytest.fixture(scope="module")
+def alone(config) -> Path:
+    return trained(config, "alone", 1, EVEN)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("ranks", "accumulate"), [(2, 1), (2, 2)])
+def test_ranks_and_micro_batches_do_not_matter(config, alone, ranks, accumulate):
+    folder = trained(config, f"shared{accumulate}", ranks, EVEN, f"tokenizer.train.accumulate={accumulate}")
+    expected, found = (load_file(path / "tokenizer.safetensors") for path in (alone, folder))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+    assert int(expected["quantizer.updates"]) == 4
+    losses = [
+        [json.loads(line)["loss"] for line in (f / "log.jsonl").read_text().splitlines()] for f in (alone, folder)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
+
+
+@pytest.mark.timeout(300)
+def test_a_selector_that_zero_3_spreads_is_calibrated(config):
+    """Its inner matrix is large enough to be spread, and the other rank has left when the threshold is measured."""
+    folder = trained(config, "spread", 2, GAIN, "tokenizer.train.zero_stage=3")
+    weights = load_file(folder / "tokenizer.safetensors")
+    assert weights["selector.inner.weight"].numel() > 100_000
+    assert weights["selector.threshold"] != 0
