@@ -262,5 +262,6 @@ def test_ready_configs_are_there_and_answer_typos():
     assert {"demo", "toy"} <= {path.stem for path in READY}
     with pytest.raises(ConfigError, match="did you mean 'tokenizer.model.quantizer.codes'"):
         load_experiment(READY[0], ["tokenizer.model.quantizer.code=3"])
-    even = load_experiment(READY[0], ["tokenizer.model.selection.even.tokens=5"]).tokenizer.model.selection
-    assert even.learned is None and even.even.tokens == 5
+    overrides = ["tokenizer.model.selection.even.tokens=5", "tokenizer.model.places=null"]
+    even = load_experiment(READY[0], overrides).tokenizer.model.selection
+    assert even.gain is None and even.even.tokens == 5
