@@ -5,6 +5,7 @@ run/data/captions  run/data/vqa     shards                         tokenizer.pre
 run/features                        cached encoder features        tokenizer.prepare
 run/tokenizer                       tokenizer.safetensors          tokenizer.train
 run/extract                         codes and merged features      tokenizer.extract
+run/extracted                       codes of other inputs          tokenizer.extract
 run/pretrain                        text/, model.safetensors       pretrain.train
 run/decoder                         renderer.safetensors           tokenizer.train_decoder
 run/eval                            one JSON a task                eval.*

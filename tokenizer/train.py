@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from lavit.experiment import Experiment, run_stage
+from lavit.experiment import Experiment, TokenizerStage, run_stage
 from lavit.layers.ranks import gathered
 from lavit.runs import is_done, mark_done
 from lavit.tokenizers.selector import gumbel_noise, noise_scale
@@ -56,6 +56,7 @@ def main(experiment: Experiment, run: Path) -> None:
             units = [gathered(_projected(tokenizer, batch_at(place))) for place in _kmeans_places(experiment)]
             tokenizer.quantizer.start_from(torch.cat(units))
 
+    check_kmeans(stage, sum(len(part) for part in sets.values()))
     frozen = digest(tokenizer.encoder)
     train(tokenizer, batch_at, stage.train, folder, before_step, tokenizer.quantizer.move)
     if torch.distributed.get_rank() == 0:
@@ -72,6 +73,29 @@ def main(experiment: Experiment, run: Path) -> None:
         mark_done(folder, {"steps": stage.train.steps, "encoder": frozen})
 
 
+def check_kmeans(stage: TokenizerStage, pictures: int) -> None:
+    """Check that k-means will find a vector a code, which is long after the start.
+
+    Raises:
+        ValueError: it will not.
+    """
+    kind, choice = stage.model.selection.chosen()
+    patches, codes = stage.model.encoder.patches, stage.model.quantizer.codes
+    kept = choice.tokens if kind == "even" else choice.rho * patches
+    vectors = round(kept * min(pictures, kmeans_steps(stage) * stage.train.batch))
+    if vectors < codes:
+        raise ValueError(
+            f"tokenizer.model.quantizer.codes is {codes}, but k-means will see only about {vectors} vectors: "
+            f"{kept:.0f} of each of at most {pictures} pictures; use more pictures, fewer codes, or a larger kmeans_vectors"
+        )
+
+
+def kmeans_steps(stage: TokenizerStage) -> int:
+    """Batches that k-means looks at, if a third of the patches is kept."""
+    wanted = max(stage.model.quantizer.kmeans_vectors, 2 * stage.model.quantizer.codes)
+    return -(-3 * wanted // (stage.model.encoder.patches * stage.train.batch))
+
+
 def _features(tokenizer, inputs: torch.Tensor) -> torch.Tensor:
     """(B, P, D) features of inputs, where the tokenizer is."""
     return tokenizer.patch_features(inputs.to(next(tokenizer.parameters()).device))
@@ -85,13 +109,11 @@ def _projected(tokenizer, batch: TokenizerBatch) -> torch.Tensor:
 
 
 def _kmeans_places(experiment: Experiment) -> list[Place]:
-    """Enough micro-batches for k-means, and twice over; in the order of the global batches."""
+    """The micro-batches of this rank that k-means looks at, in the order of the global batches."""
     stage = experiment.tokenizer
     accumulate, rank, world = stage.train.accumulate, torch.distributed.get_rank(), torch.distributed.get_world_size()
     size = stage.train.batch // (world * accumulate)
-    wanted = max(stage.model.quantizer.kmeans_vectors, 2 * stage.model.quantizer.codes)
-    steps = -(-3 * wanted // (stage.model.encoder.patches * stage.train.batch))
-    return [Place(step, micro, rank, world, size) for step in range(steps) for micro in range(accumulate)]
+    return [Place(step, micro, rank, world, size) for step in range(kmeans_steps(stage)) for micro in range(accumulate)]
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lavit.experiment import run_stage
+from lavit.experiment import load_experiment, run_stage
 from tokenizer import prepare
+from tokenizer.train import check_kmeans
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -68,6 +69,17 @@ def trained(config: Path, name: str, ranks: int, *overrides: str) -> Path:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return run / "tokenizer"
+
+
+def test_too_few_vectors_for_the_codes_are_told_before_training(config):
+    stage = load_experiment(config, ["tokenizer.model.selection={learned: {rho: 0.375}}"]).tokenizer
+    check_kmeans(stage, 48)
+    stage.model.quantizer.codes = 500
+    with pytest.raises(ValueError, match="only about 288 vectors: 6 of each of at most 48 pictures"):
+        check_kmeans(stage, 48)
+    stage.model.selection.learned.rho = 0.0625
+    with pytest.raises(ValueError, match="only about 192 vectors: 1 of each of at most 1000 pictures"):
+        check_kmeans(stage, 1000)  # enough of them, but k-means counts on a third of the patches
 
 
 @pytest.fixture(scope="module")
