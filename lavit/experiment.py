@@ -181,6 +181,9 @@ def check_tokenizer(stage: TokenizerStage) -> None:
         raise ValueError(
             f"tokenizer.model.quantizer: codes {quantizer.codes} must be at least 1, decay {quantizer.decay} in (0, 1)"
         )
+    learned = model.selection.learned
+    if learned is not None and min(learned.temperature, learned.final_temperature) <= 0:
+        raise ValueError("tokenizer.model.selection.learned: temperature and final_temperature must be above 0")
     if model.places is not None and model.selection.even is not None:
         raise ValueError("tokenizer.model.places goes with a selection that chooses; set it to null beside even")
     if model.selection.gain is not None:

@@ -90,6 +90,7 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
         (["tokenizer.model.encoder.grid=0", "pretrain.row=80"], "encoder.grid is 0"),
         (["tokenizer.model.quantizer.decay=1.5"], r"decay 1.5 in \(0, 1\)"),
         (["tokenizer.model.quantizer.codes=0"], "codes 0 must be at least 1"),
+        (["tokenizer.model.selection={learned: {final_temperature: 0.0}}"], "final_temperature must be above 0"),
         (["extraction.batch=0"], "extraction.batch is 0"),
         (
             ["tokenizer.model.places={every: 4}", "tokenizer.model.selection={even: {tokens: 9}}"],

@@ -52,6 +52,8 @@ def main(experiment: Experiment, run: Path) -> None:
     @torch.no_grad()
     def before_step(step: int) -> None:
         tokenizer.quantize = step >= stage.plain_steps
+        if tokenizer.selector is not None:
+            tokenizer.selector.anneal(noise_scale(step, stage.noise_steps))
         if step == stage.plain_steps:
             units = [gathered(_projected(tokenizer, batch_at(place))) for place in _kmeans_places(experiment)]
             tokenizer.quantizer.start_from(torch.cat(units))
@@ -86,7 +88,7 @@ def check_kmeans(stage: TokenizerStage, pictures: int) -> None:
     if vectors < codes:
         raise ValueError(
             f"tokenizer.model.quantizer.codes is {codes}, but k-means will see only about {vectors} vectors: "
-            f"{kept:.0f} of each of at most {pictures} pictures; use more pictures, fewer codes, or a larger kmeans_vectors"
+            f"{kept:.0f} of each of at most {pictures} pictures; use more pictures, fewer codes or more kmeans_vectors"
         )
 
 

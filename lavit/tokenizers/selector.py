@@ -30,11 +30,16 @@ class LearnedConfig:
     all probabilities gather at one half, and the last step of a training can move the count by a third.
     ``calibrated`` decides by rank instead: a training batch keeps its share ``rho`` of likeliest patches, and the
     threshold that does so for a sample of training pictures is stored at the end.
+
+    ``temperature`` is that of the straight-through gradient; it goes to ``final_temperature`` while the noise goes to
+    zero. (The decision itself depends on the size of the noise alone.)
     """
 
     rho: float = 1 / 3
     rate_weight: float = 2.0
     calibrated: bool = False
+    temperature: float = 1.0
+    final_temperature: float = 1.0
 
 
 @dataclass
@@ -90,12 +95,18 @@ class Selector(nn.Module):
         )
         # The log-odds of being kept above which a patch is kept; 0 is a probability of one half.
         self.register_buffer("threshold", torch.zeros(()))
+        self.temperature = 1.0  # of the gradient; the training sets it by :meth:`anneal`
         init_weights(self)
 
     @property
     def calibrated(self) -> bool:
         """Whether training decides by rank and :meth:`calibrate` has to store a threshold at its end."""
         return self.config.calibrated
+
+    def anneal(self, noise: float) -> None:
+        """Set the gradient's temperature for a step whose noise has the size ``noise``, from 1 down to 0."""
+        cfg = self.config
+        self.temperature = cfg.final_temperature + noise * (cfg.temperature - cfg.final_temperature)
 
     def scores(self, features: Tensor) -> Tensor:
         """(B, P, 2) float32 of (B, P, D) features."""
@@ -116,9 +127,9 @@ class Selector(nn.Module):
 
         Args:
             features: (B, P, D).
-            noise: (B, P, 2) Gumbel noise for training (straight-through, temperature 1), already scaled by the
-                schedule; None decides by the probability alone and is deterministic. A batch that keeps its share does
-                so over all ranks, each micro-batch for itself.
+            noise: (B, P, 2) Gumbel noise for training (straight-through), already scaled by the schedule; None decides
+                by the probability alone and is deterministic. A batch that keeps its share does so over all ranks, each
+                micro-batch for itself.
 
         Returns:
             A Selection that keeps at least the likeliest patch of every image.
@@ -129,7 +140,7 @@ class Selector(nn.Module):
         threshold = self.threshold
         if self.training and self.config.calibrated:
             threshold = self._threshold_of(gathered(odds))
-        soft = (odds - threshold).sigmoid()
+        soft = ((odds - threshold) / self.temperature).sigmoid()
         keep = odds > threshold
         keep = keep.scatter(1, odds.argmax(1, keepdim=True), True)
         gate = keep.to(soft.dtype) + (soft - soft.detach())
@@ -153,6 +164,9 @@ class GainSelector(Selector):
     """
 
     calibrated = True
+
+    def anneal(self, noise: float) -> None:
+        """Nothing: the gain is learned without a straight-through gradient."""
 
     def __init__(self, width: int, config: GainConfig, patches: int, anchors: Tensor | None = None):
         super().__init__(width, config)

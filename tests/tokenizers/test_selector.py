@@ -107,6 +107,22 @@ def test_calibrated_training_batches_keep_their_share(rho, noisy):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in made.parameters())
 
 
+def test_the_gradient_s_temperature_follows_the_noise():
+    torch.manual_seed(0)
+    made = Selector(WIDTH, LearnedConfig(temperature=2.0, final_temperature=0.5))
+    found = []
+    for noise in (1.0, 0.5, 0.0):
+        made.anneal(noise)
+        made.zero_grad()
+        chosen = made.select(images(2))
+        chosen.gate.sum().backward()
+        p = (chosen.importance.detach() / made.temperature).sigmoid()
+        expected = (p * (1 - p)).sum() / made.temperature
+        torch.testing.assert_close(made.out[-1].bias.grad[0], expected)
+        found.append(made.temperature)
+    assert found == [2.0, 1.25, 0.5]
+
+
 def test_calibration_stores_the_threshold_of_a_sample():
     made = calibrated(0.25)
     made.out[-1].bias.data = torch.tensor([-3.0, 3.0])
