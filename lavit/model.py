@@ -151,14 +151,14 @@ class UnifiedLM(nn.Module):
         self.blocks.embed_tokens = None
 
     def forward(self, batch: PackedBatch) -> LMOutput:
-        """The mean next-token loss over all learned tokens of all ranks."""
+        """The mean next-token loss over all learned tokens of all ranks, and of all of a step's micro-batches."""
         labels = batch.labels.flatten()
         learned = labels != IGNORE
         is_image = learned & (labels >= self.vocabulary.text_size)
         is_text = learned & ~is_image
         # Gradients are averaged over ranks; dividing by the mean count makes the loss a mean over all ranks' tokens.
-        total = mean_over_ranks(learned.sum()).clamp_min(1)
-        loss, nll = self.head(self.hidden(batch).flatten(0, 1), labels, learned / total)
+        total = mean_over_ranks(learned.sum()) if batch.total is None else batch.total
+        loss, nll = self.head(self.hidden(batch).flatten(0, 1), labels, learned / total.clamp_min(1))
         parts = [(nll * mask).sum() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
         return LMOutput(loss, *parts)
 
