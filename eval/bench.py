@@ -10,15 +10,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from eval.codebook import codebook
+from lavit.layers.rows import SplitHead
 from lavit.runs import read_json, write_json
 from lavit.tokenizers.merger import Merger, MergerConfig
 from lavit.tokenizers.selector import Selection
+from lavit.vocabulary import Vocabulary
 
 RESULTS = Path("runs/bench.json")
 
@@ -81,7 +84,80 @@ def saved_bytes(form: Callable[[], Tensor], module: nn.Module) -> int:
     return sum(kept.values())
 
 
-BENCHMARKS = {"merger": merger, "codebook": codebook}
+def loss(tokens: int = 8192, vocabulary: int = 65536, width: int = 576, rounds: int = 3) -> dict:
+    """The loss in chunks and from all logits at once, forward and backward in float32.
+
+    ``time_ratio`` is the ratio of median seconds of interleaved rounds, ``memory_ratio`` that of the peaks of resident
+    memory over what is there before, each in a process of its own, ``gradient_error`` the largest difference between
+    gradients, relative to the largest gradient.
+    """
+    sizes = (tokens, vocabulary, width)
+    seconds: dict[str, list[float]] = {"chunked": [], "dense": []}
+    gradients = {}
+    for _ in range(rounds):
+        for name in seconds:
+            run = LossRun(name, *sizes)
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+            gradients[name] = run.gradients()
+    peaks = {}
+    for name in seconds:
+        with get_context("spawn").Pool(1) as pool:
+            peaks[name] = pool.apply(peak_memory, (name, *sizes))
+    error = max(
+        float((mine - its).abs().max() / its.abs().max())
+        for mine, its in zip(gradients["chunked"], gradients["dense"], strict=True)
+    )
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "memory_ratio": peaks["chunked"] / peaks["dense"],
+        "time_ratio": medians["chunked"] / medians["dense"],
+        "gradient_error": error,
+        **{f"{name}_mib": peak / 2**20 for name, peak in peaks.items()},
+        **{f"{name}_seconds": value for name, value in medians.items()},
+        "threads": torch.get_num_threads(),
+    }
+
+
+class LossRun:
+    """One forward and backward pass of the head's loss: in chunks, or ``dense``."""
+
+    def __init__(self, name: str, tokens: int, vocabulary: int, width: int):
+        torch.manual_seed(0)
+        text = vocabulary * 3 // 4
+        self.dense = name == "dense"
+        self.head = SplitHead(nn.Linear(width, text, bias=False), Vocabulary(text, vocabulary - text - 2))
+        self.hidden = torch.randn(tokens, width, requires_grad=True)
+        self.labels = torch.randint(vocabulary, (tokens,))
+
+    def __call__(self) -> None:
+        if self.dense:
+            nn.functional.cross_entropy(self.head(self.hidden), self.labels).backward()
+        else:
+            weights = torch.full(self.labels.shape, 1 / len(self.labels))
+            self.head(self.hidden, self.labels, weights).loss.backward()
+
+    def gradients(self) -> list[Tensor]:
+        return [self.hidden.grad, *(parameter.grad for parameter in self.head.parameters())]
+
+
+def peak_memory(name: str, *sizes: int) -> int:
+    """Bytes by which resident memory grows at most during a run; Linux resets the peak on request."""
+    run = LossRun(name, *sizes)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    run()
+    return resident("VmHWM") - before
+
+
+def resident(key: str) -> int:
+    """A figure in bytes of /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+BENCHMARKS = {"merger": merger, "codebook": codebook, "loss": loss}
 
 
 def main(names: list[str]) -> int:

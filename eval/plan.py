@@ -152,21 +152,18 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
         states = torch.empty(1, length, model.blocks.config.hidden_size)
         ids = torch.zeros(1, length, dtype=torch.int64)
         fed = torch.empty(words, tokenizer.merger.width)
-        labels = torch.zeros(length, dtype=torch.int64)
     mark_frozen(model, train)
 
     def blocks() -> Tensor:
         mask = isolation_mask(ids, states.dtype)
         return model.blocks(inputs_embeds=states, attention_mask=mask, position_ids=ids, use_cache=False)[0]
 
-    def head() -> Tensor:
-        return nn.functional.cross_entropy(model.head(states[0]).float(), labels, reduction="none")
-
     parts = [
         part("embedding", model.embedding, lambda: model.embedding(ids)),
         part("port", model.port, lambda: model.port(fed)),
         part("blocks", model.blocks, blocks),
-        part("head", model.head, head, known=model.embedding),
+        # The loss is taken in chunks, and keeps no logits.
+        part("head", model.head, lambda: model.head(states[0]), known=model.embedding),
     ]
     return StagePlan("pretrain", parts, train, "documents", train.batch * length)
 

@@ -175,7 +175,7 @@ def continuation_likelihood(model: UnifiedLM, prompts: list[Document], continuat
     for ids in continuations:
         rows = ids.expand(len(prompts), -1)
         hidden = torch.cat([cache.last[:, None], cache.feed(rows[:, :-1])], dim=1) if len(ids) > 1 else cache.last
-        nll = model.head.nll(hidden.reshape(-1, hidden.shape[-1]), rows.flatten())
+        nll = model.head(hidden.reshape(-1, hidden.shape[-1]), rows.flatten()).nll
         columns.append(-nll.view(len(prompts), -1).sum(1))
         cache.rewind()
     return torch.stack(columns, dim=1)

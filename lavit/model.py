@@ -55,10 +55,14 @@ class LLMShape:
 
 @dataclass
 class ModelConfig:
-    """``shape`` is checked against the model in ``llm.folder``, if both are given."""
+    """``shape`` is checked against the model in ``llm.folder``, if both are given.
+
+    ``z_loss`` weighs log²Z of the softmax's denominator Z in the loss (PaLM, arXiv 2204.02311, section 5).
+    """
 
     llm: LLMConfig = field(default_factory=lambda: LLMConfig(scratch=ScratchConfig()))
     shape: LLMShape | None = None
+    z_loss: float = 0.0
 
 
 class LMOutput(NamedTuple):
@@ -140,29 +144,27 @@ class UnifiedLM(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary)
-            self.head = SplitHead(llm.get_output_embeddings(), vocabulary)
+            self.head = SplitHead(llm.get_output_embeddings(), vocabulary, config.z_loss)
             self.port = nn.Linear(feature_width, llm.config.hidden_size)
             nn.init.normal_(self.port.weight, std=0.02)
         # The embedding lives in the split module alone; transformers is always given vectors.
         self.blocks.embed_tokens = None
 
     def forward(self, batch: PackedBatch) -> LMOutput:
-        """The mean next-token loss over all learned tokens of all ranks."""
-        nll = self.token_nll(batch)
+        """The mean next-token loss over all learned tokens of all ranks, and of all of a step's micro-batches."""
         labels = batch.labels.flatten()
         learned = labels != IGNORE
         is_image = learned & (labels >= self.vocabulary.text_size)
         is_text = learned & ~is_image
         # Gradients are averaged over ranks; dividing by the mean count makes the loss a mean over all ranks' tokens.
-        total = mean_over_ranks(learned.sum())
-        loss = nll.sum() / total.clamp_min(1)
-        parts = [(nll * mask).sum().detach() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
+        total = mean_over_ranks(learned.sum()) if batch.total is None else batch.total
+        loss, nll = self.head(self.hidden(batch).flatten(0, 1), labels, learned / total.clamp_min(1))
+        parts = [(nll * mask).sum() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
         return LMOutput(loss, *parts)
 
     def token_nll(self, batch: PackedBatch) -> Tensor:
-        """(B*T,) float32 negative log-likelihood of every label, zero where there is none."""
-        hidden = self.hidden(batch)
-        return self.head.nll(hidden.flatten(0, 1), batch.labels.flatten())
+        """(B*T,) float32 negative log-likelihood of every label, zero where there is none; without gradient."""
+        return self.head(self.hidden(batch).flatten(0, 1), batch.labels.flatten()).nll
 
     def hidden(self, batch: PackedBatch) -> Tensor:
         """(B, T, D) last hidden states; documents of one row do not see each other."""

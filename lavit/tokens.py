@@ -84,6 +84,7 @@ class PackedBatch(NamedTuple):
         position: (B, T) int64, restarts at each document.
         document: (B, T) int64 which document of the row a token is of, -1 = padding.
         slots: by modality, the places where vectors are fed.
+        total: () float32 learned tokens that the loss is divided by; None = those of this batch, on average over ranks.
     """
 
     ids: Tensor
@@ -91,6 +92,7 @@ class PackedBatch(NamedTuple):
     position: Tensor
     document: Tensor
     slots: dict[str, Slots]
+    total: Tensor | None = None
 
 
 class Rows(NamedTuple):

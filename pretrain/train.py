@@ -8,7 +8,7 @@ import torch
 
 from lavit.data.documents import DocumentMaker, question_text
 from lavit.data.mixture import Mixture
-from lavit.data.packing import pack
+from lavit.data.packing import pack, with_common_total
 from lavit.data.text import train_text_tokenizer
 from lavit.experiment import Experiment, run_stage
 from lavit.runs import is_done, mark_done
@@ -48,7 +48,7 @@ def main(experiment: Experiment, run: Path) -> None:
             documents += mixture.documents(numbers[i : i + 1], asked[i : i + 1], generator)
         return pack(documents, row=stage.row)
 
-    train(model, batch_at, stage.train, folder)
+    train(model, batch_at, stage.train, folder, together=with_common_total)
     if rank == 0:
         save_weights(model, folder / "model.safetensors")
         mark_done(folder, {"steps": stage.train.steps, "vocabulary": model.vocabulary.size})

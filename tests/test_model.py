@@ -41,7 +41,7 @@ def test_logits_and_loss_are_those_of_a_grown_llama(model):
     )).eval()  # fmt: skip
     grown.model.load_state_dict(model.blocks.state_dict(), strict=False)
     grown.model.embed_tokens.weight.data = torch.cat([model.embedding.text.weight, model.embedding.new.weight]).data
-    grown.lm_head.weight.data = torch.cat([model.head.text.weight, model.head.new.weight]).data
+    grown.lm_head.weight.data = torch.cat([model.head.text, model.head.new]).data
     batch = example()
     with torch.no_grad():
         logits = grown(batch.ids).logits
@@ -130,7 +130,7 @@ def test_language_model_from_a_folder(tmp_path, tied):
     assert torch.equal(made.embedding.text.weight, stored.model.embed_tokens.weight)
     # The folder has more rows than the text tokenizer: visual words come after all of them.
     assert made.vocabulary == Vocabulary(14, CODES)
-    assert (made.head.text.weight is made.embedding.text.weight) == tied
+    assert (made.head.text is made.embedding.text.weight) == tied
     batch = batch_of([[0, 3, 14, 16]], [[3, 14, 16, 19]])
     assert made(batch).loss.isfinite()
     with pytest.raises(ValueError, match="has 14 rows for a text tokenizer of 15"):

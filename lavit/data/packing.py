@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.documents import Document
+from lavit.layers.ranks import mean_over_ranks
 from lavit.tokens import IGNORE, Feed, Learn, PackedBatch, Slots
 
 
@@ -73,6 +74,16 @@ def pack(documents: list[Document], row: int | None = None, rows: list[list[int]
             start = end
     slots = {"image": Slots(torch.cat(index), torch.cat(features))} if index else {}
     return PackedBatch(ids, labels, position, document, slots)
+
+
+def with_common_total(batches: list[PackedBatch]) -> list[PackedBatch]:
+    """The micro-batches of a step, their losses to be divided by the mean count of learned tokens over all of them.
+
+    Their mean then is a mean over all tokens of the step, on every rank. Call on every rank.
+    """
+    learned = torch.stack([(batch.labels != IGNORE).sum() for batch in batches])
+    total = mean_over_ranks(learned.float().mean())
+    return [batch._replace(total=total) for batch in batches]
 
 
 def next_ids(document: Document) -> Tensor:

@@ -7,10 +7,13 @@ is embedded as the sum of the code's row and the gap's row, and every word learn
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lavit.layers.chunked_loss import chunked_nll
 from lavit.tokens import IGNORE
 from lavit.vocabulary import Vocabulary
 
@@ -39,53 +42,72 @@ class SplitEmbedding(nn.Module):
         return torch.where((ids < v.text_size)[..., None], self.text(ids.clamp(max=v.text_size - 1)), new)
 
 
+class HeadLoss(NamedTuple):
+    """loss () float32, the weighted sum; nll (N,) float32 of every label, zero where there is none, no gradient."""
+
+    loss: Tensor
+    nll: Tensor
+
+
 class SplitHead(nn.Module):
-    """Hidden states to logits over the text rows, then ``[IMG]``, ``[/IMG]`` and the visual words.
+    """Hidden states to logits over the text rows, then ``[IMG]``, ``[/IMG]`` and the visual words; or to their loss.
 
     What is seen depends on where: the codes' rows are multiplied by another state for every gap, the hidden one plus a
     linear map of it that starts at zero. Were the logit of a pair only the sum of its code's and its gap's, the two
     would be drawn independently, and held-out images would cost a nat a token more (docs/results.md).
+
+    All rows belong to this module itself, because the loss reads them outside of any other module's forward pass, and
+    ZeRO-3 gathers only what a module owns.
     """
 
-    def __init__(self, text: nn.Linear, vocabulary: Vocabulary):
+    def __init__(self, text: nn.Linear, vocabulary: Vocabulary, z_loss: float = 0.0):
         super().__init__()
-        self.text = text
-        self.new = new_head(text.in_features, vocabulary.codes + 2)
-        self.gap = Gaps(text.in_features, vocabulary.gaps) if vocabulary.gaps > 1 else None
+        if text.bias is not None:
+            raise ValueError("the language model's head has a bias, which LLaMA's has not")
+        width, gaps = text.in_features, vocabulary.gaps
+        self.size, self.z_loss = vocabulary.size, z_loss
+        self.text = text.weight
+        self.new = new_head(width, vocabulary.codes + 2)
+        if gaps > 1:
+            self.gap_logits = new_head(width, gaps)
+            self.gap_states = nn.Parameter(torch.zeros(gaps, width, width))
+            self.gap_bias = nn.Parameter(torch.zeros(gaps, width))
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., D) hidden states to (..., vocabulary.size) logits."""
-        new = self.new(hidden)
-        if self.gap is not None:
-            logits, states = self.gap(hidden)
-            words = logits[..., None] + self.new(states)[..., 2:]
-            new = torch.cat([new[..., :2], words.flatten(-2)], dim=-1)
-        return torch.cat([self.text(hidden), new], dim=-1)
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> Tensor | HeadLoss:
+        """Logits, or the loss of labels without ever holding the logits of all of them.
 
-    def nll(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Negative log-likelihoods (N,) float32 of labels (N,) int64 under hidden (N, D); zero where label = -100.
+        Args:
+            hidden: (..., D) states; (N, D) where there are labels.
+            labels: (N,) int64, -100 = none; only the labelled states reach the head.
+            weights: (N,) float32 of the labels in the loss, by default one each.
 
-        Only the labelled places reach the head.
+        Returns:
+            (..., vocabulary.size) logits without ``labels``, else a HeadLoss.
         """
+        rows = [self.text, self.new]
+        if hasattr(self, "gap_logits"):
+            rows += [self.gap_logits, self.gap_states, self.gap_bias]
+        if labels is None:
+            return split_logits(hidden, *rows)
         learned = labels != IGNORE
-        logits = self(hidden[learned]).float()
-        out = hidden.new_zeros(labels.shape, dtype=torch.float32)
-        return out.masked_scatter(learned, F.cross_entropy(logits, labels[learned], reduction="none"))
+        weight = (torch.ones_like(labels, dtype=torch.float32) if weights is None else weights)[learned]
+        loss, found = chunked_nll(split_logits, hidden[learned], labels[learned], weight, rows, self.size, self.z_loss)
+        nll = found.new_zeros(labels.shape).masked_scatter(learned, found)
+        return HeadLoss(loss, nll)
 
 
-class Gaps(nn.Module):
-    """Hidden states (..., D) to a logit of every gap (..., G) and the states (..., G, D) that the codes' rows meet."""
+def split_logits(hidden: Tensor, text: Tensor, new: Tensor, *gap: Tensor) -> Tensor:
+    """(..., D) states to (..., size) logits of the rows ``text`` (V, D) and ``new`` (2 + K, D).
 
-    def __init__(self, width: int, gaps: int):
-        super().__init__()
-        self.gaps = gaps
-        self.logits = new_head(width, gaps)
-        self.states = nn.Linear(width, gaps * width)
-        nn.init.zeros_(self.states.weight)
-        nn.init.zeros_(self.states.bias)
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return self.logits(hidden), hidden[..., None, :] + self.states(hidden).unflatten(-1, (self.gaps, -1))
+    ``gap`` are rows (G, D), maps (G, D, D) and biases (G, D) of the states that each of G gaps has.
+    """
+    seen = F.linear(hidden, new)
+    if gap:
+        logits, maps, bias = gap
+        states = hidden[..., None, :] + F.linear(hidden, maps.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
+        words = F.linear(hidden, logits)[..., None] + F.linear(states, new[2:])
+        seen = torch.cat([seen[..., :2], words.flatten(-2)], dim=-1)
+    return torch.cat([F.linear(hidden, text), seen], dim=-1)
 
 
 def new_rows(rows: int, width: int) -> nn.Embedding:
@@ -94,7 +116,5 @@ def new_rows(rows: int, width: int) -> nn.Embedding:
     return table
 
 
-def new_head(width: int, rows: int) -> nn.Linear:
-    head = nn.Linear(width, rows, bias=False)
-    nn.init.normal_(head.weight, std=0.02)
-    return head
+def new_head(width: int, rows: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(rows, width).normal_(std=0.02))

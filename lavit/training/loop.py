@@ -84,6 +84,7 @@ def train(
     folder: Path,
     before_step: Callable[[int], None] = lambda step: None,
     after_step: Callable[[], None] = lambda: None,
+    together: Callable[[list[Any]], list[Any]] = lambda batches: batches,
     unit: str = "step",
 ) -> nn.Module:
     """Train ``objective`` to ``config.steps`` and return it whole, resuming from the newest complete checkpoint.
@@ -95,6 +96,7 @@ def train(
         folder: the stage's folder; its checkpoints, log and progress go there.
         before_step: called with the number of each step before it, on every rank.
         after_step: called after each step's update, on every rank: what is not moved by gradients moves here.
+        together: what the micro-batches of a step must know of each other; gets and returns them, on every rank.
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
@@ -110,7 +112,7 @@ def train(
         progress = Progress(folder, config.steps, unit) if rank == 0 else None
         for step in range(first, config.steps):
             before_step(step)
-            figures = run.step(step, batch_at)
+            figures = run.step(step, batch_at, together)
             after_step()
             if progress:
                 progress.update(step + 1, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
@@ -157,7 +159,8 @@ class _Run:
             )
         return state["step"]
 
-    def step(self, step: int, batch_at: Callable[[Place], Any]) -> dict[str, float]:
+    def step(self, step: int, batch_at: Callable[[Place], Any], together: Callable[[list[Any]], list[Any]]) -> dict:
+        """One update from the step's micro-batches; its figures, means over them and over ranks."""
         cfg = self.config
         factor = learning_rate_factor(step, cfg.steps, cfg.optimizer)
         for group in self.engine.optimizer.param_groups:
@@ -166,8 +169,8 @@ class _Run:
         size = cfg.batch // (self.world * cfg.accumulate)
         self.engine.train()
         finite = True
-        for micro in range(cfg.accumulate):
-            batch = to_device(batch_at(Place(step, micro, self.rank, self.world, size)), self.device)
+        places = [Place(step, micro, self.rank, self.world, size) for micro in range(cfg.accumulate)]
+        for micro, batch in enumerate(together([to_device(batch_at(place), self.device) for place in places])):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
                 out = self.engine(batch)
             self.engine.backward(out.loss)

@@ -29,12 +29,13 @@ def heads():
     torch.manual_seed(1)
     split = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), VOCABULARY)
     grown = nn.Linear(WIDTH, TEXT + NEW, bias=False)
-    grown.weight.data = torch.cat([split.text.weight, split.new.weight]).detach().clone()
+    grown.weight.data = torch.cat([split.text, split.new]).detach().clone()
     return split, grown
 
 
 def gradients(split) -> torch.Tensor:
-    return torch.cat([split.text.weight.grad, split.new.weight.grad])
+    rows = (split.text, split.new) if isinstance(split, SplitHead) else (split.text.weight, split.new.weight)
+    return torch.cat([row.grad for row in rows])
 
 
 def test_embedding_equals_a_grown_one_with_its_gradient(embeddings):
@@ -72,48 +73,62 @@ def test_parts_freeze_apart(embeddings):
     assert split.new.weight.grad.sum(1).tolist() == [0, WIDTH, 0, 0, 0]
 
 
-def test_nll_equals_dense_cross_entropy(heads):
+def test_loss_equals_dense_cross_entropy(heads):
     split, grown = heads
     generator = torch.Generator().manual_seed(4)
     hidden = torch.randn(9, WIDTH, generator=generator)
     labels = torch.randint(TEXT + NEW, (9,), generator=generator)
     labels[[0, 4, 8]] = IGNORE
+    weights = torch.rand(9, generator=generator)
     ours, dense = hidden.clone().requires_grad_(), hidden.clone().requires_grad_()
-    nll = split.nll(ours, labels)
+    loss, nll = split(ours, labels, weights)
     expected = F.cross_entropy(grown(dense), labels, reduction="none", ignore_index=IGNORE)
-    assert nll.shape == (9,) and nll.dtype == torch.float32
+    assert nll.shape == (9,) and nll.dtype == torch.float32 and not nll.requires_grad
     assert nll[[0, 4, 8]].tolist() == [0, 0, 0]
-    torch.testing.assert_close(nll, expected, atol=1e-6, rtol=0)
-    weight = torch.rand(9, generator=generator)
-    (nll * weight).sum().backward()
-    (expected * weight).sum().backward()
+    torch.testing.assert_close(nll, expected.detach(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(loss, (expected * weights).sum(), atol=1e-6, rtol=0)
+    (3 * loss).backward()
+    (3 * (expected * weights).sum()).backward()
     torch.testing.assert_close(ours.grad, dense.grad, atol=1e-6, rtol=0)
     torch.testing.assert_close(gradients(split), grown.weight.grad, atol=1e-6, rtol=0)
 
 
+def test_labels_weigh_one_where_nothing_is_said(heads):
+    hidden, labels = torch.randn(3, WIDTH), torch.tensor([2, IGNORE, TEXT])
+    loss, nll = heads[0](hidden, labels)
+    assert loss.item() == pytest.approx(nll.sum().item())
+
+
 def test_nll_of_equal_logits_is_the_logarithm_of_the_rows(heads):
-    nll = heads[0].nll(torch.zeros(2, WIDTH), torch.tensor([0, TEXT]))
+    nll = heads[0](torch.zeros(2, WIDTH), torch.tensor([0, TEXT])).nll
     torch.testing.assert_close(nll, torch.tensor([float(TEXT + NEW)] * 2).log())
 
 
-def test_nll_without_labels_is_zero_and_still_has_gradients(heads):
+def test_loss_without_labels_is_zero_and_still_has_gradients(heads):
     split, _ = heads
-    nll = split.nll(torch.randn(3, WIDTH), torch.full((3,), IGNORE))
-    assert torch.equal(nll, torch.zeros(3))
-    nll.sum().backward()
-    assert not gradients(split).any()
+    hidden = torch.randn(3, WIDTH, requires_grad=True)
+    loss, nll = split(hidden, torch.full((3,), IGNORE))
+    assert torch.equal(nll, torch.zeros(3)) and loss.item() == 0
+    loss.backward()
+    assert not gradients(split).any() and not hidden.grad.any()
 
 
 def test_nll_is_float32_for_half_precision_states(heads):
     split, _ = heads
-    nll = split.bfloat16().nll(torch.randn(3, WIDTH).bfloat16(), torch.tensor([1, IGNORE, 2]))
-    assert nll.dtype == torch.float32 and nll.isfinite().all()
+    loss, nll = split.bfloat16()(torch.randn(3, WIDTH).bfloat16(), torch.tensor([1, IGNORE, 2]))
+    assert nll.dtype == loss.dtype == torch.float32 and nll.isfinite().all()
+    loss.backward()
+    assert gradients(split).dtype == torch.bfloat16 and gradients(split).any()
 
 
-def pair_rows(split, gap: torch.Tensor) -> torch.Tensor:
+def test_a_head_with_a_bias():
+    with pytest.raises(ValueError, match="head has a bias"):
+        SplitHead(nn.Linear(WIDTH, TEXT), VOCABULARY)
+
+
+def pair_rows(text: torch.Tensor, new: torch.Tensor, gap: torch.Tensor) -> torch.Tensor:
     """(size, D) rows of text, the image's ends, and every code with the first gap, then with the second."""
-    ends, codes = split.new.weight[:2], split.new.weight[2:]
-    return torch.cat([split.text.weight, ends, codes + gap[0], codes + gap[1]])
+    return torch.cat([text, new[:2], new[2:] + gap[0], new[2:] + gap[1]])
 
 
 def test_a_pair_of_code_and_gap_has_the_sum_of_their_rows():
@@ -121,26 +136,28 @@ def test_a_pair_of_code_and_gap_has_the_sum_of_their_rows():
     embedding = SplitEmbedding(nn.Embedding(TEXT, WIDTH), PAIRS)
     head = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), PAIRS)
     ids = torch.arange(PAIRS.size).view(1, -1)
-    torch.testing.assert_close(embedding(ids)[0], pair_rows(embedding, embedding.gap.weight))
+    torch.testing.assert_close(
+        embedding(ids)[0], pair_rows(embedding.text.weight, embedding.new.weight, embedding.gap.weight)
+    )
     hidden = torch.randn(4, WIDTH)
-    rows = pair_rows(head, head.gap.logits.weight)
+    rows = pair_rows(head.text, head.new, head.gap_logits)
     torch.testing.assert_close(head(hidden), hidden @ rows.T)
     labels = torch.tensor([TEXT, PAIRS.size - 1, 0, PAIRS.first_code])
     expected = F.cross_entropy(hidden @ rows.T, labels, reduction="none")
-    torch.testing.assert_close(head.nll(hidden, labels), expected)
+    torch.testing.assert_close(head(hidden, labels).nll, expected.detach())
 
 
 def test_codes_are_seen_from_each_gap():
     """After training the codes' rows meet another state for every gap."""
     torch.manual_seed(3)
     head = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), PAIRS)
-    nn.init.normal_(head.gap.states.weight)
-    nn.init.normal_(head.gap.states.bias)
+    nn.init.normal_(head.gap_states)
+    nn.init.normal_(head.gap_bias)
     hidden = torch.randn(WIDTH)
-    turned = head.gap.states.weight.view(2, WIDTH, WIDTH) @ hidden + head.gap.states.bias.view(2, WIDTH)
-    second = head.new.weight[2:] @ (hidden + turned[1]) + head.gap.logits.weight[1] @ hidden
+    turned = head.gap_states @ hidden + head.gap_bias
+    second = head.new[2:] @ (hidden + turned[1]) + head.gap_logits[1] @ hidden
     torch.testing.assert_close(head(hidden)[-PAIRS.codes :], second)
-    torch.testing.assert_close(head(hidden)[TEXT : TEXT + 2], head.new.weight[:2] @ hidden)
+    torch.testing.assert_close(head(hidden)[TEXT : TEXT + 2], head.new[:2] @ hidden)
 
 
 def test_a_code_learns_from_both_of_its_words():

@@ -36,3 +36,11 @@ def test_results_of_other_benchmarks_stay(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "runs" / "bench.json").read_text()) == {"one": {"a": 3.0}, "two": {"b": 2.0}}
     assert bench.main(["three"]) == 2
     assert "no benchmark is called 'three'; there are one, two" in capsys.readouterr().err
+
+
+def test_the_loss_benchmark_measures_both_forms():
+    figures = bench.loss(tokens=512, vocabulary=2**17, width=8, rounds=1)
+    assert figures["gradient_error"] < 1e-5
+    assert figures["chunked_seconds"] > 0 and figures["dense_seconds"] > 0
+    assert figures["dense_mib"] > 512 * 2**17 * 4 / 2**20, "all logits at least"
+    assert figures["memory_ratio"] < 0.9
