@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.codebook import codebook
+from eval.packing import packing
 from lavit.layers.rows import SplitHead
 from lavit.runs import read_json, write_json
 from lavit.tokenizers.merger import Merger, MergerConfig
@@ -157,7 +158,7 @@ def resident(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-BENCHMARKS = {"merger": merger, "codebook": codebook, "loss": loss}
+BENCHMARKS = {"merger": merger, "codebook": codebook, "loss": loss, "packing": packing}
 
 
 def main(names: list[str]) -> int:

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lavit.data.order import generator_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.images import frechet_distance, psnr
 from lavit.metrics.retrieval import chance_recall, recall_at
 from lavit.pipeline import BATCH, LaVIT
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.features import write_array
-from lavit.training.loop import generator_for
 from lavit.workspace import Workspace
 
 MEAN_OF = 512  # training pictures whose mean is the dullest baseline

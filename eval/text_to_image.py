@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from eval.reconstruct import pooled, similarity, to_bytes
+from lavit.data.order import generator_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
 from lavit.pipeline import LaVIT
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.features import write_array
-from lavit.training.loop import generator_for
 from lavit.workspace import Workspace
 
 

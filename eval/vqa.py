@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
+from lavit.data.order import generator_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.retrieval import derangements
 from lavit.metrics.vqa import vqa_accuracy
 from lavit.pipeline import LaVIT, Picture
 from lavit.runs import Progress, write_json
-from lavit.training.loop import generator_for
 from lavit.workspace import Workspace
 
 

@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lavit.data.documents import DocumentMaker
+from lavit.data.mixture import Mixture
 from lavit.data.shards import Shards
 from lavit.data.text import open_text_tokenizer
 from lavit.experiment import Experiment
@@ -35,6 +37,7 @@ from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.training.weights import file_digest, load_weights
+from lavit.vocabulary import Vocabulary
 
 SPLITS = ("train", "validation", "test")
 
@@ -139,6 +142,20 @@ class Workspace:
     def model(self) -> UnifiedLM:
         """The pretrained language model, in evaluation mode."""
         return load_weights(self.new_model(), self.run / "pretrain" / "model.safetensors")
+
+    def mixture(self, vocabulary: Vocabulary, split: str = "train") -> Mixture:
+        """The documents of a split, of captioned pictures and of those with questions."""
+        stage = self.experiment.pretrain
+        described = {}
+        for part in self.parts():
+            shards = self.shards(part, split)
+            described[part] = [shards.describe(i) for i in range(len(shards))]
+        captions = (self.codes("captions", split), [caption for caption, _ in described["captions"]])
+        questions = None
+        if "vqa" in described:
+            questions = (self.codes("vqa", split), [meta for _, meta in described["vqa"]])
+        maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row)
+        return Mixture(maker, captions, questions, stage.mixture)
 
     def new_renderer(self) -> DiffusionRenderer:
         e = self.experiment

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
 
-from lavit.data.documents import DocumentMaker, question_text
-from lavit.data.mixture import Mixture
-from lavit.data.packing import pack, with_common_total
+from lavit.data.documents import Document, question_text
+from lavit.data.order import Place
+from lavit.data.packing import document_length, pack, rows_for, with_common_total
 from lavit.data.text import train_text_tokenizer
 from lavit.experiment import Experiment, run_stage
 from lavit.runs import is_done, mark_done
 from lavit.tokens import PackedBatch
 from lavit.training.engine import start_processes
-from lavit.training.loop import Place, generator_for, items_at, train
+from lavit.training.loop import train
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
 
@@ -25,28 +26,21 @@ def main(experiment: Experiment, run: Path) -> None:
     if is_done(folder):
         return
     rank, _, _ = start_processes()
-    texts = {part: work.shards(part, "train") for part in work.parts()}
-    described = {part: [shards.describe(i) for i in range(len(shards))] for part, shards in texts.items()}
-    captions = [caption for caption, _ in described["captions"]]
-    metas = [meta for _, meta in described.get("vqa", [])]
     if rank == 0:
-        make_text_tokenizer(experiment, folder, captions, metas)
+        make_text_tokenizer(work, folder)
     torch.distributed.barrier()
     model = work.new_model()
-    maker = DocumentMaker(model.vocabulary, work.text_tokenizer(), stage.row)
-    questions = (work.codes("vqa", "train"), metas) if "vqa" in described else None
-    mixture = Mixture(maker, (work.codes("captions", "train"), captions), questions, stage.mixture)
+    mixture = work.mixture(model.vocabulary)
+
+    @functools.lru_cache(maxsize=1)
+    def documents_of(step: int) -> list[Document]:
+        return mixture.step(step, stage.train.batch, seed)
 
     def batch_at(place: Place) -> PackedBatch:
-        numbers = items_at(place, stage.train.accumulate, len(captions), seed)
-        asked = items_at(place, stage.train.accumulate, max(1, len(metas)), seed + 1)
-        # A generator a document: what is drawn depends on its place in the global batch, not on the ranks.
-        first = (place.micro * place.world + place.rank) * place.size
-        documents = []
-        for i in range(place.size):
-            generator = generator_for(seed, place.step, first + i)
-            documents += mixture.documents(numbers[i : i + 1], asked[i : i + 1], generator)
-        return pack(documents, row=stage.row)
+        documents = documents_of(place.step)
+        lengths = [document_length(document) for document in documents]
+        rows = rows_for(lengths, stage.row, place.world * stage.train.accumulate)
+        return pack(documents, rows=rows[place.micro * place.world + place.rank])
 
     train(model, batch_at, stage.train, folder, together=with_common_total)
     if rank == 0:
@@ -54,14 +48,21 @@ def main(experiment: Experiment, run: Path) -> None:
         mark_done(folder, {"steps": stage.train.steps, "vocabulary": model.vocabulary.size})
 
 
-def make_text_tokenizer(experiment: Experiment, folder: Path, captions: list[str], metas: list[dict]) -> None:
+def make_text_tokenizer(work: Workspace, folder: Path) -> None:
     """Train the text tokenizer on the training texts, where the config asks for one and it is not there yet."""
-    trained = experiment.pretrain.text.trained
+    trained = work.experiment.pretrain.text.trained
     if trained is None or (folder / "text").is_dir():
         return
-    asked = [question for meta in metas for question in meta["questions"]]
-    answers = [answer for question in asked for answer in question["answers"]]
-    text = train_text_tokenizer([*captions, *(question_text(q["question"]) for q in asked), *answers], trained)
+    texts: dict[str, list[str]] = {"captions": [], "asked": [], "answers": []}
+    for part in work.parts():
+        shards = work.shards(part, "train")
+        for caption, meta in (shards.describe(i) for i in range(len(shards))):
+            if part == "captions":
+                texts["captions"].append(caption)
+            for question in meta.get("questions", ()) if part == "vqa" else ():
+                texts["asked"].append(question_text(question["question"]))
+                texts["answers"] += question["answers"]
+    text = train_text_tokenizer([line for lines in texts.values() for line in lines], trained)
     draft = folder / "text.tmp"
     text.save_pretrained(draft)
     draft.rename(folder / "text")

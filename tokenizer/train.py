@@ -6,13 +6,14 @@ from pathlib import Path
 
 import torch
 
+from lavit.data.order import Place, generator_for, items_at
 from lavit.experiment import Experiment, TokenizerStage, run_stage
 from lavit.layers.ranks import gathered
 from lavit.runs import is_done, mark_done
 from lavit.tokenizers.selector import gumbel_noise, noise_scale
 from lavit.tokenizers.tokenizer import TokenizerBatch
 from lavit.training.engine import digest
-from lavit.training.loop import Place, generator_for, items_at, train
+from lavit.training.loop import train
 from lavit.training.weights import load_weights, save_weights
 from lavit.workspace import Workspace
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lavit.data.order import Place, generator_for, items_at
 from lavit.experiment import Experiment, run_stage
 from lavit.renderers.diffusion import RendererBatch, training_noise
 from lavit.runs import is_done, mark_done
-from lavit.training.loop import Place, generator_for, items_at, train
+from lavit.training.loop import train
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
 

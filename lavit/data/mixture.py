@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.documents import Document, DocumentMaker
+from lavit.data.order import Place, generator_for, items_at
 from lavit.tokens import Span
 
 
@@ -59,6 +60,17 @@ class Mixture:
             if not 0 <= getattr(config, name) <= 1:
                 raise ValueError(f"pretrain.mixture.{name} is a chance, from 0 to 1")
         self.shares = shares / shares.sum()
+
+    def step(self, step: int, size: int, seed: int) -> list[Document]:
+        """The ``size`` documents of a step, whatever ranks there are; each draws from a generator of its own."""
+        place = Place(step, 0, 0, 1, size)
+        captions = items_at(place, 1, len(self.texts), seed)
+        questions = items_at(place, 1, max(1, len(self.metas)), seed + 1)
+        return [
+            document
+            for i in range(size)
+            for document in self.documents(captions[i : i + 1], questions[i : i + 1], generator_for(seed, step, i))
+        ]
 
     def documents(
         self, caption_numbers: Tensor, question_numbers: Tensor, generator: torch.Generator

@@ -38,6 +38,24 @@ def best_fit(lengths: list[int], row: int) -> list[list[int]]:
     return rows
 
 
+def rows_for(lengths: list[int], row: int, slots: int) -> list[list[list[int]]]:
+    """The rows of a step's documents for each of ``slots`` micro-batches (ranks × accumulation steps).
+
+    Best fit over the whole step; the fuller half of a row is moved to a new one while there are fewer rows than slots.
+
+    Raises:
+        ValueError: fewer documents than slots, or see :func:`best_fit`.
+    """
+    if len(lengths) < slots:
+        raise ValueError(f"{len(lengths)} documents are fewer than {slots} ranks × accumulation steps; raise batch")
+    rows = best_fit(lengths, row)
+    while len(rows) < slots:
+        longest = max((r for r in rows if len(r) > 1), key=lambda r: sum(lengths[i] for i in r))
+        rows.remove(longest)
+        rows += [longest[::2], longest[1::2]]
+    return [rows[slot::slots] for slot in range(slots)]
+
+
 def pack(documents: list[Document], row: int | None = None, rows: list[list[int]] | None = None) -> PackedBatch:
     """Pack documents.
 

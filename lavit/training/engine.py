@@ -47,6 +47,9 @@ def start_processes() -> tuple[int, int, torch.device]:
     if threads:
         torch.set_num_threads(int(threads))
     if not dist.is_initialized():
+        if os.environ["WORLD_SIZE"] == "1":
+            # One rank talks to nobody, and compiling DeepSpeed's CPU op for that would take most of a minute.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         _unlink_shared_memory()
     device = torch.device("cpu")

@@ -7,19 +7,19 @@ therefore needs nothing but the engine's state and the number of the step.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lavit.data.order import Place
 from lavit.runs import FolderLock, Progress, StopSignal, end_with_parent, read_json, stage_clock, write_json
 from lavit.training.engine import (
     TrainConfig,
@@ -34,47 +34,8 @@ from lavit.training.engine import (
 from lavit.training.optimizer import learning_rate_factor
 
 
-class Place(NamedTuple):
-    """Where one micro-batch stands: what a stage needs to make it."""
-
-    step: int
-    micro: int
-    rank: int
-    world: int
-    size: int
-
-
 class Stopped(SystemExit):
     """Training was asked to stop; its state is saved."""
-
-
-def items_at(place: Place, accumulate: int, total: int, seed: int) -> Tensor:
-    """The item numbers (size,) int64 of a micro-batch: an endless run of seeded permutations of ``total`` items.
-
-    The order is that of the global batch, whatever the number of ranks and accumulation steps.
-    """
-    batch = place.size * place.world * accumulate
-    start = place.step * batch + (place.micro * place.world + place.rank) * place.size
-    numbers = torch.arange(start, start + place.size)
-    out = torch.empty_like(numbers)
-    for epoch in (numbers // total).unique().tolist():
-        here = numbers // total == epoch
-        out[here] = _order(total, seed, epoch)[numbers[here] % total]
-    return out
-
-
-@functools.lru_cache(maxsize=8)
-def _order(total: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(total, generator=generator_for(seed, epoch))
-
-
-def generator_for(*numbers: int) -> torch.Generator:
-    """A CPU generator seeded by a few numbers (seed, step, …), independent for different numbers."""
-    state = 0x9E3779B97F4A7C15
-    for number in numbers:
-        state = ((state ^ (number + 0x632BE59BD9B4E019)) * 0xD6E8FEB86659FD93) % 2**63
-        state ^= state >> 32
-    return torch.Generator().manual_seed(state)
 
 
 def train(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lavit.data.documents import DocumentMaker
-from lavit.data.packing import best_fit, document_length, fed_places, pack
+from lavit.data.packing import best_fit, document_length, fed_places, pack, rows_for, with_common_total
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
 from lavit.tokens import IGNORE, Feed, Learn, Span
 from lavit.vocabulary import Vocabulary
@@ -93,6 +93,31 @@ def test_documents_that_no_row_holds(length):
 
 
 # ------------------------------------------------------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+def test_a_step_s_rows_are_shared_out_whole(slots):
+    lengths = [7, 3, 3, 2, 6, 4]
+    shares = rows_for(lengths, 10, slots)
+    assert len(shares) == slots and all(shares), "no rank is left without a row"
+    rows = [row for share in shares for row in share]
+    assert sorted(i for row in rows for i in row) == list(range(6))
+    assert all(sum(lengths[i] for i in row) <= 10 for row in rows)
+    if slots <= 3:
+        assert sorted(map(sorted, rows)) == sorted(map(sorted, best_fit(lengths, 10)))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_fewer_documents_than_ranks():
+    with pytest.raises(ValueError, match="2 documents are fewer than 3 ranks × accumulation steps"):
+        rows_for([4, 4], 10, 3)
+
+
+def test_micro_batches_share_one_total():
+    batches = with_common_total([pack(documents()[:1]), pack(documents()[1:])])
+    learned = [int((batch.labels != IGNORE).sum()) for batch in batches]
+    assert learned[0] != learned[1]
+    assert [float(batch.total) for batch in batches] == [sum(learned) / 2] * 2
 
 
 def test_packed_batch_token_by_token():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from eval import bench
+from eval import bench, packing
 from lavit.tokenizers.merger import MergerConfig
 
 
@@ -44,3 +44,17 @@ def test_the_loss_benchmark_measures_both_forms():
     assert figures["chunked_seconds"] > 0 and figures["dense_seconds"] > 0
     assert figures["dense_mib"] > 512 * 2**17 * 4 / 2**20, "all logits at least"
     assert figures["memory_ratio"] < 0.9
+
+
+def test_a_balanced_knapsack_spreads_its_load():
+    lengths = [6, 5, 4, 3, 2]
+    rows = packing.balanced_knapsack(lengths, 10)
+    assert sorted(i for row in rows for i in row) == list(range(5))
+    assert [sum(lengths[i] for i in row) for row in rows] == [9, 9, 2], "best fit would have filled two"
+    assert len(packing.balanced_knapsack([6, 6, 6], 10)) == 3, "two rows would hold 18 tokens, but not these"
+    assert packing.waste(lengths, 2, 10) == 0 and packing.waste([5], 1, 10) == 0.5
+
+
+def test_packing_needs_a_finished_run(tmp_path):
+    with pytest.raises(ValueError, match="run make demo first"):
+        packing.packing(tmp_path)

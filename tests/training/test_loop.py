@@ -14,53 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lavit.training.loop import Place, generator_for, items_at, to_device
+from lavit.data.order import Place, items_at
+from lavit.training.loop import to_device
 from lavit.training.optimizer import OptimizerConfig, learning_rate_factor
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, ITEMS = 8, 4, 10
-
-# ------------------------------------------------------------------------------------------------------ which items
-
-
-def order(steps: int, world: int, accumulate: int, total: int = ITEMS, batch: int = BATCH, seed: int = 3) -> list[int]:
-    """The items of all steps in the order of the global batch, gathered from every rank and micro-batch."""
-    size = batch // (world * accumulate)
-    return [
-        number
-        for step in range(steps)
-        for micro in range(accumulate)
-        for rank in range(world)
-        for number in items_at(Place(step, micro, rank, world, size), accumulate, total, seed).tolist()
-    ]
-
-
-def test_every_epoch_holds_every_item_once():
-    numbers = order(steps=15, world=1, accumulate=1)
-    epochs = [numbers[i : i + ITEMS] for i in range(0, 60, ITEMS)]
-    assert all(sorted(epoch) == list(range(ITEMS)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) == 6, "each epoch has an order of its own"
-    assert numbers != order(steps=15, world=1, accumulate=1, seed=4)
-
-
-@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
-def test_the_global_order_depends_on_neither_ranks_nor_accumulation(world, accumulate):
-    assert order(9, world, accumulate) == order(9, 1, 1)
-
-
-def test_a_batch_may_span_epochs_and_be_larger_than_one():
-    assert sorted(order(steps=1, world=1, accumulate=1, total=2, batch=6)) == [0, 0, 0, 1, 1, 1]
-    place = Place(2, 0, 0, 1, BATCH)  # items 8 to 11 of epochs of ten
-    assert items_at(place, 1, ITEMS, 3).dtype == torch.int64 and items_at(place, 1, ITEMS, 3).shape == (BATCH,)
-
-
-def test_generators_differ_for_different_numbers_and_agree_for_the_same():
-    drawn = lambda *numbers: torch.rand(4, generator=generator_for(*numbers)).tolist()  # noqa: E731
-    assert drawn(0, 1) == drawn(0, 1)
-    places = [(seed, step, micro) for seed in range(4) for step in range(8) for micro in range(8)]
-    places += [(seed, epoch) for seed in range(4) for epoch in range(8)]
-    states = {generator_for(*numbers).initial_seed() for numbers in places}
-    assert len(states) == len(places), "(1, 2) and (2, 1), or (0, 1) and (0, 1, 0), are different streams"
 
 
 def test_to_device_keeps_the_structure():
@@ -85,9 +44,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from lavit.data.order import items_at
 from lavit.training.engine import TrainConfig
 from lavit.training.optimizer import MuonConfig, OptimizerConfig
-from lavit.training.loop import items_at, train
+from lavit.training.loop import train
 from lavit.training.weights import save_weights
 
 DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
@@ -233,7 +193,7 @@ def by_hand(skipped: int | None = None) -> tuple[list[float | None], dict[str, t
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     config, out = OptimizerConfig(warmup=2), []
-    numbers = torch.tensor(order(STEPS, 1, 1)).view(STEPS, BATCH)
+    numbers = [items_at(Place(step, 0, 0, 1, BATCH), 1, ITEMS, 3) for step in range(STEPS)]
     for step in range(STEPS):
         x = data[numbers[step]]
         loss = (second(first(x).tanh()) - x.flip(-1)).square().mean()

@@ -25,11 +25,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaForCausalLM
 
+from lavit.data.order import items_at
 from lavit.data.packing import pack, with_common_total
 from lavit.model import LLMShape, ModelConfig, UnifiedLM, llama_of
 from lavit.tokens import Feed, Learn, Span
 from lavit.training.engine import TrainConfig
-from lavit.training.loop import items_at, train
+from lavit.training.loop import train
 from lavit.training.optimizer import OptimizerConfig
 from lavit.training.weights import save_weights
 from lavit.vocabulary import Vocabulary
