@@ -42,7 +42,8 @@ class TokenizerStage:
 class PretrainStage:
     """Stage 2. A batch is ``train.batch`` documents, packed into rows of ``row`` tokens.
 
-    A text that is too long for a row beside its image is cut at the end.
+    A text that is too long for a row beside its image is cut at the end. ``validation`` documents of every kind are
+    read where ``train.validate_every`` asks for it.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -50,6 +51,7 @@ class PretrainStage:
     text: TextTokenizerConfig = field(default_factory=lambda: TextTokenizerConfig(trained=TrainedTextConfig()))
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     row: int = 256
+    validation: int = 64
 
 
 @dataclass

@@ -16,6 +16,7 @@ from lavit.runs import is_done, mark_done
 from lavit.tokens import PackedBatch
 from lavit.training.engine import start_processes
 from lavit.training.loop import train
+from lavit.training.validation import Validation
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
 
@@ -42,7 +43,11 @@ def main(experiment: Experiment, run: Path) -> None:
         rows = rows_for(lengths, stage.row, place.world * stage.train.accumulate)
         return pack(documents, rows=rows[place.micro * place.world + place.rank])
 
-    train(model, batch_at, stage.train, folder, together=with_common_total)
+    validate = None
+    if stage.train.validate_every:
+        held_out = work.mixture(model.vocabulary, "validation")
+        validate = Validation(model, held_out, stage.row, stage.validation, seed)
+    train(model, batch_at, stage.train, folder, together=with_common_total, validate=validate)
     if rank == 0:
         save_weights(model, folder / "model.safetensors")
         mark_done(folder, {"steps": stage.train.steps, "vocabulary": model.vocabulary.size})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,6 +72,23 @@ class Mixture:
             for i in range(size)
             for document in self.documents(captions[i : i + 1], questions[i : i + 1], generator_for(seed, step, i))
         ]
+
+    def every_kind(self, size: int, seed: int) -> dict[str, list[Document]]:
+        """``size`` documents of each kind that has a share, whole and always the same: what validation reads."""
+        whole = copy.copy(self)
+        whole.config = replace(self.config, unconditional=0.0, drop_tokens=0.0, drop_text=0.0)
+        place = Place(0, 0, 0, 1, size)
+        captions = items_at(place, 1, len(self.texts), seed).tolist()
+        questions = items_at(place, 1, max(1, len(self.metas)), seed).tolist()
+        generator = generator_for(seed, size)
+        chances = torch.rand(size, 2, generator=generator).tolist()
+        return {
+            kind: [
+                whole._document(kind, *numbers, generator) for numbers in zip(captions, questions, chances, strict=True)
+            ]
+            for kind, share in zip(KINDS, self.shares.tolist(), strict=True)
+            if share > 0
+        }
 
     def documents(
         self, caption_numbers: Tensor, question_numbers: Tensor, generator: torch.Generator

@@ -20,7 +20,11 @@ from lavit.training.optimizer import OptimizerConfig, optimizer_for
 
 @dataclass
 class TrainConfig:
-    """One training stage. ``batch`` is items a step over all ranks and accumulation steps."""
+    """One training stage. ``batch`` is items a step over all ranks and accumulation steps.
+
+    The newest ``keep_checkpoints`` are kept, and the one with the least validation loss where there is validation:
+    every ``validate_every`` steps and at the end, never if 0.
+    """
 
     steps: int = 400
     batch: int = 32
@@ -29,6 +33,7 @@ class TrainConfig:
     precision: str = "fp32"
     checkpoint_every: int = 100
     keep_checkpoints: int = 1
+    validate_every: int = 0
     log_every: int = 10
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 

@@ -46,6 +46,7 @@ def train(
     before_step: Callable[[int], None] = lambda step: None,
     after_step: Callable[[], None] = lambda: None,
     together: Callable[[list[Any]], list[Any]] = lambda batches: batches,
+    validate: Callable[[], dict[str, float]] | None = None,
     unit: str = "step",
 ) -> nn.Module:
     """Train ``objective`` to ``config.steps`` and return it whole, resuming from the newest complete checkpoint.
@@ -58,6 +59,7 @@ def train(
         before_step: called with the number of each step before it, on every rank.
         after_step: called after each step's update, on every rank: what is not moved by gradients moves here.
         together: what the micro-batches of a step must know of each other; gets and returns them, on every rank.
+        validate: figures of the objective in evaluation mode, the same on every rank; ``loss`` decides which is best.
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
@@ -80,7 +82,10 @@ def train(
             run.log(step, figures, always="skipped" in figures)
             last = step + 1 == config.steps
             stopping = run.any_rank(stop.requested)
-            if last or stopping or (step + 1) % config.checkpoint_every == 0:
+            best = False
+            if validate and config.validate_every and (last or (step + 1) % config.validate_every == 0):
+                best = run.validated(step, validate)
+            if last or stopping or best or (step + 1) % config.checkpoint_every == 0:
                 run.save(step + 1)
             if stopping and not last:
                 raise Stopped(128 + (stop.signal or 15))
@@ -96,6 +101,7 @@ class _Run:
         self.rank, self.world, self.device = rank, world, device
         self.checkpoints = folder / "checkpoints"
         self.skipped_in_a_row = 0
+        self.best: dict[str, float] | None = None  # the step of the best checkpoint and its validation loss
         self.started = time.monotonic()
 
     def resume(self) -> int:
@@ -118,7 +124,20 @@ class _Run:
                 f"checkpoint {newest} cannot be loaded ({problem}); remove it to go on from the one before it, or from "
                 "the start"
             )
+        self.best = state.get("best")
         return state["step"]
+
+    @torch.no_grad()
+    def validated(self, step: int, validate: Callable[[], dict[str, float]]) -> bool:
+        """Log what validation finds, and say whether it is the best so far."""
+        self.engine.eval()
+        figures = validate()
+        self.engine.train()
+        self.log(step, {f"validation_{name}": value for name, value in figures.items()}, always=True)
+        if self.best is not None and not figures["loss"] < self.best["loss"]:
+            return False
+        self.best = {"step": step + 1, "loss": figures["loss"]}
+        return True
 
     def step(self, step: int, batch_at: Callable[[Place], Any], together: Callable[[list[Any]], list[Any]]) -> dict:
         """One update from the step's micro-batches; its figures, means over them and over ranks."""
@@ -181,11 +200,13 @@ class _Run:
         if self.rank == 0:
             shutil.rmtree(self.checkpoints / tag, ignore_errors=True)
         dist.barrier()
-        self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state={"step": step})
+        self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state={"step": step, "best": self.best})
         dist.barrier()
         if self.rank == 0:
-            write_json(self.checkpoints / tag / "complete", {"world": self.world})
+            write_json(self.checkpoints / tag / "complete", {"world": self.world, "best": self.best})
             kept = complete_checkpoints(self.checkpoints)[-max(1, self.config.keep_checkpoints) :]
+            if self.best:
+                kept.append(self.checkpoints / f"step{self.best['step']}")
             for other in self.checkpoints.glob("step*"):  # older ones, and any that was cut while it was written
                 if other not in kept:
                     shutil.rmtree(other, ignore_errors=True)

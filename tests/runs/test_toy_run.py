@@ -56,6 +56,16 @@ def test_the_encoder_is_what_it_was_before_training(finished: Path) -> None:
     assert told == digest(work.tokenizer().encoder) == digest(work.encoder())
 
 
+def test_validation_reads_every_kind(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "pretrain" / "log.jsonl").read_text().splitlines()]
+    found = {line["step"]: line for line in lines if "validation_loss" in line}
+    assert sorted(found) == [2, 5]
+    names = {"image_text_text", "text_image_text", "text_image_image", "question_answer_text"}
+    for line in found.values():
+        assert {name.removeprefix("validation_") for name in line} == {"step", "elapsed", "loss", *names}
+        assert all(3 < line[f"validation_{name}"] < 8 for name in names), "near the logarithm of the vocabulary's size"
+
+
 def test_two_ranks_took_every_step(finished: Path) -> None:
     for stage in ("tokenizer", "pretrain", "decoder"):
         steps = [json.loads(line)["step"] for line in (finished / stage / "log.jsonl").read_text().splitlines()]

@@ -77,10 +77,13 @@ class Model(nn.Module):
         return Loss(loss, out.detach().abs().mean())
 
 
-def main(folder, steps, poison={}, stop=None, width=6, muon=False, **settings):
+def main(folder, steps, poison={}, stop=None, width=6, muon=False, told=None, **settings):
     model = Model(width)
 
+    taken = []
+
     def batch_at(place):
+        taken.append(place.step + 1)
         if stop is not None and place.step == stop:
             os.kill(os.getpid(), signal.SIGTERM)
         wanted, micro, rank, kind = poison.get(str(place.step), (False, 0, 0, ""))
@@ -91,7 +94,12 @@ def main(folder, steps, poison={}, stop=None, width=6, muon=False, **settings):
     if muon:
         optimizer.muon = MuonConfig(["first*"])
     config = TrainConfig(steps=steps, batch=4, checkpoint_every=3, log_every=1, optimizer=optimizer, **settings)
-    train(model, batch_at, config, Path(folder))
+    def validate():
+        """Figures by the number of steps taken, as if they were measured."""
+        assert not model.training
+        return {"loss": told[str(taken[-1])]}
+
+    train(model, batch_at, config, Path(folder), validate=validate if told else None)
     if torch.distributed.get_rank() == 0:
         save_weights(model, Path(folder) / "model.safetensors")
 
@@ -121,6 +129,7 @@ WIDE = 30_000  # ZeRO-3 leaves parameters of fewer than 100,000 numbers whole
 NAN_LOSS = {"3": [True, 1, 0, "loss"]}  # in the second micro-batch, after the first has left its gradients
 NAN_GRADIENT = {"3": [True, 0, 0, "gradient"]}
 NAN_ON_ONE_RANK = {"3": [True, 1, 1, "loss"]}
+VALIDATED = {"steps": STEPS, "validate_every": 2, "told": {"2": 3.0, "4": 1.0, "6": 2.0, "8": 1.5}}
 MUON = {"steps": STEPS, "muon": True, "poison": NAN_GRADIENT, "keep_checkpoints": 9}
 FOREVER = {str(step): [True, 0, 0, "loss"] for step in range(2, 20)}
 
@@ -137,6 +146,7 @@ def one_rank(tmp_path_factory) -> Path:
         "nan_gradient": {"steps": STEPS, "poison": NAN_GRADIENT},
         "nan_forever": {"steps": STEPS, "poison": FOREVER, "keep_checkpoints": 9},
         "muon": MUON,
+        "validated": VALIDATED,
         "cut": {"steps": STEPS, "stop": 4},
     })  # fmt: skip
     assert code == 143
@@ -164,9 +174,13 @@ def resumed(one_rank, two_ranks) -> Path:
     half.mkdir()
     (half / "rubbish").touch()
     shutil.copytree(one_rank / "muon" / "checkpoints" / "step3", one_rank / "muon_cut" / "checkpoints" / "step3")
+    shutil.copytree(
+        one_rank / "validated" / "checkpoints" / "step4", one_rank / "validated_cut" / "checkpoints" / "step4"
+    )
     started(one_rank, {
         "cut": {"steps": STEPS},
         "muon_cut": MUON,
+        "validated_cut": VALIDATED,
         str(two_ranks / "zero2"): {"steps": STEPS + 1, "zero_stage": 2},
     })  # fmt: skip
     return one_rank / "cut"
@@ -285,6 +299,18 @@ def test_checkpoints_are_marked_and_only_the_newest_stay(one_rank, resumed):
     for folder in (one_rank / "whole", resumed):
         assert [path.name for path in (folder / "checkpoints").glob("step*")] == [f"step{STEPS}"]
         assert (folder / "checkpoints" / f"step{STEPS}" / "complete").is_file()
+
+
+@pytest.mark.parametrize("name", ["validated", "validated_cut"])
+def test_the_checkpoint_with_the_best_validation_loss_stays(one_rank, resumed, name):
+    folder = one_rank / name
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    found = {line["step"] + 1: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert found == ({2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5} if name == "validated" else {6: 2.0, 8: 1.5})
+    assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step4", f"step{STEPS}"]
+    newest = json.loads((folder / "checkpoints" / f"step{STEPS}" / "complete").read_text())
+    assert newest["best"] == {"step": 4, "loss": 1.0}
+    assert torch.equal(*(load_file(one_rank / n / "model.safetensors")["first.weight"] for n in (name, "whole")))
 
 
 def test_another_number_of_ranks_is_refused(two_ranks, resumed):
