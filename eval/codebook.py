@@ -60,7 +60,7 @@ SETTINGS: dict[str, list[Setting]] = {
         Setting(4e-3, {"input_to_quantize_commit_loss_weight": 1.0}),
     ],
     "fsq": [Setting(8e-3, {}), Setting(2e-3, {}), Setting(4e-3, {}), Setting(4e-3, {"levels": [16, 16, 8, 8]})],
-    "lfq": [Setting(8e-3, {}), Setting(2e-3, {}), Setting(4e-3, {}), Setting(4e-3, {"entropy_loss_weight": 0.02})],
+    "lfq": [Setting(4e-3, {"entropy_loss_weight": 0.02}), Setting(2e-3, {}), Setting(4e-3, {}), Setting(8e-3, {})],
 }
 
 
