@@ -103,6 +103,11 @@ def read_plain(path: str | Path) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
 
 
+def read_plain_text(text: str) -> dict[str, Any]:
+    """The YAML of a mapping as plain dicts, unchecked."""
+    return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+
+
 def _build(schema: type[T], layers: list[Layer], path: str | Path | None) -> T:
     merged: dict[str, Any] = {}
     for origin, layer in layers:

@@ -153,6 +153,18 @@ def test_a_run_of_other_settings_is_refused(tmp_path):
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "environment.json"]
 
 
+def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
+    run = open_run(tmp_path / "r", Whole())
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text("\n".join(line for line in text.splitlines() if not line.strip().startswith("a:")))
+    open_run(run, Whole())
+    with pytest.raises(ConfigError, match=r"part.a changed; remove the folder"):
+        open_run(run, Whole(part=Part(a=2)))
+    (run / "config.yaml").write_text(text + "gone: 3\n")
+    with pytest.raises(ConfigError, match=r"gone changed; remove the folder"):
+        open_run(run, Whole())
+
+
 def test_a_setting_may_change_until_its_stage_has_made_something(tmp_path):
     owners = {"part": "models", "part.b": "data"}
     run = open_run(tmp_path / "r", Whole(), owners)

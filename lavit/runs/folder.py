@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lavit.config import ConfigError, changed_keys, read_plain, to_yaml
+from lavit.config import ConfigError, changed_keys, load, read_plain, read_plain_text, to_yaml
 
 PACKAGES = ("torch", "torchvision", "deepspeed", "transformers", "diffusers", "timm")
 CLOCKED = "LAVIT_CLOCKED"  # the stage folder whose seconds the process that started this one counts already
@@ -161,12 +161,8 @@ def require_same_config(folder: str | Path, config: Any, owners: dict[str, str] 
     path, text = folder / "config.yaml", to_yaml(config)
     if path.read_text() == text:
         return False
-    draft = Path(folder) / f".config.{uuid.uuid4().hex[:8]}.yaml"
-    try:
-        write_atomic(draft, text)
-        changed = [key for key in changed_keys(read_plain(path), read_plain(draft)) if key not in MAY_CHANGE]
-    finally:
-        draft.unlink(missing_ok=True)
+    known = _as_meant(path, config)
+    changed = [key for key in changed_keys(known, read_plain_text(text)) if key not in MAY_CHANGE]
     stages = {key: _owner(key, owners or {}) for key in changed}
     changed = [key for key in changed if stages[key] != "" and (stages[key] is None or _has_made(folder / stages[key]))]
     if changed:
@@ -178,6 +174,14 @@ def require_same_config(folder: str | Path, config: Any, owners: dict[str, str] 
             f"remove {places} to make it anew, or choose another run with run=other/folder"
         )
     return bool(stages)
+
+
+def _as_meant(path: Path, config: Any) -> dict[str, Any]:
+    """The settings of a run's file, with the defaults of those that did not exist yet when it was written."""
+    try:
+        return read_plain_text(to_yaml(load(type(config), path)))
+    except ConfigError:  # it has settings that are gone
+        return read_plain(path)
 
 
 def _owner(key: str, owners: dict[str, str]) -> str | None:
