@@ -42,7 +42,7 @@ def merger(images: int = 8, patches: int = 256, config: MergerConfig | None = No
     counts = torch.linspace(patches / 6, patches / 2, images).round().long()
     ranks = torch.rand(images, patches, generator=generator).argsort(1).argsort(1)
     keep = ranks < counts[:, None]
-    selection = Selection(keep, keep.float(), keep.float())
+    selection = Selection.of(keep)
     forms: dict[str, Callable[[], Tensor]] = {
         "gathered": lambda: made(features, selection)[0],
         "dense": lambda: made.dense(features, selection) * keep[..., None],

@@ -43,8 +43,8 @@ def length_curve(tokenizer: Tokenizer, pictures: PictureSet, numbers: list[int],
         for place, count in enumerate(counts):
             selections = {
                 "chosen": tokenizer.select(features, budget=Budget(tokens=count)),
-                "even": _keeping(even_positions(patches, count).expand(len(features), -1)),
-                "random": _keeping(chance.argsort(1) < count),
+                "even": Selection.of(even_positions(patches, count).expand(len(features), -1)),
+                "random": Selection.of(chance.argsort(1) < count),
             }
             for policy, selection in selections.items():
                 rebuilt = tokenizer.decode(tokenizer.tokens_of(features, selection))
@@ -72,10 +72,6 @@ def complexity(
     quarter, half = (torch.cat(parts) for parts in errors.values())
     found = {"bytes": sizes, "error": quarter, "gain": quarter - half}
     return {name: rank_correlation(counts, values) for name, values in found.items()}
-
-
-def _keeping(keep: Tensor) -> Selection:
-    return Selection(keep, keep.float(), keep.float())
 
 
 def content(pictures: PictureSet, numbers: list[int], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.codes import code_usage
-from lavit.pages.pictures import evenly, kept_patches
+from lavit.pages.pictures import kept_patches
 from lavit.runs import write_atomic, write_json
 from lavit.tokenizers.codes import CodeSet
 from lavit.tokenizers.decoder import cosine
@@ -28,16 +28,20 @@ from tokenizer.page import tokenizer_page
 def main(experiment: Experiment, run: Path) -> None:
     work, split = Workspace(experiment, run), experiment.evaluation.split
     tokenizer, pictures, codes = work.tokenizer(), work.pictures("captions", split), work.codes("captions", split)
-    constant = mean_direction(work, tokenizer)
-    ours, fixed = similarities(tokenizer, pictures, codes, constant)
     # One picture of every caption, as in the other evaluations; the figures by source are over all pictures.
     chosen = pictures.distinct()
-    counts = codes.counts()[chosen]
+    counts, kept = codes.counts()[chosen], kept_of(tokenizer, pictures, chosen)
+    if (unlike := int((kept.sum(1) != counts).sum())) > 0:
+        raise ValueError(
+            f"{unlike} of {len(chosen)} pictures have other tokens than were extracted, by another device or version; "
+            f"remove {work.folder('extract')} and extract again"
+        )
+    constant = mean_direction(work, tokenizer)
+    ours, fixed = similarities(tokenizer, pictures, codes, constant)
     used = torch.cat([codes.codes(n) for n in chosen])
     size = tokenizer.config.quantizer.codes
     usage = code_usage(used % size, size)
     sizes, blank = content(pictures, chosen, tokenizer)
-    kept = kept_of(tokenizer, pictures, chosen)
     figures = {
         "cosine": float(ours[chosen].mean()),
         "cosine_constant": float(fixed[chosen].mean()),
@@ -55,16 +59,11 @@ def main(experiment: Experiment, run: Path) -> None:
         "histogram": torch.bincount(counts).tolist(),
         "complexity": complexity(tokenizer, pictures, chosen, counts, sizes),
         "kept": keep_rates(kept, blank, tokenizer.config.encoder.grid),
-        "curve": length_curve(tokenizer, pictures, evenly(chosen, CURVE_PICTURES), experiment.seed),
+        "curve": length_curve(tokenizer, pictures, pictures.distinct(CURVE_PICTURES), experiment.seed),
         "n": len(chosen),
         "pictures": pictures.shards.digest,
         "split": split,
     }
-    if (unlike := int((kept.sum(1) != counts).sum())) > 0:
-        raise ValueError(
-            f"{unlike} of {len(chosen)} pictures have other tokens than were extracted, by another device or version; "
-            f"remove {work.folder('extract')} and extract again"
-        )
     folder = work.folder("eval/tokenizer")
     write_atomic(folder / "page.html", tokenizer_page(work, tokenizer, figures, kept))
     write_json(folder / "figures.json", figures)

@@ -26,13 +26,12 @@ def main(experiment: Experiment, run: Path) -> None:
     if is_done(folder):
         return
     sets = {part: work.pictures(part, "train") for part in work.parts()}
-    shares = {"captions": 1 - stage.vqa_share, "vqa": stage.vqa_share} if "vqa" in sets else {"captions": 1.0}
+    share = stage.vqa_share if "vqa" in sets else 0.0
     tokenizer = work.new_tokenizer()
     size = stage.model.encoder.image_size
 
     def inputs(step: int, batch: int, mine: slice = slice(None)) -> torch.Tensor:
         """A part of a step's batch, of which each set has its share."""
-        share = shares.get("vqa", 0.0)
         second = max(1, round(batch * share)) if share and batch > 1 else 0
         items: list[tuple[str, int]] = []
         for part, count in (("captions", batch - second), ("vqa", second)):

@@ -80,6 +80,11 @@ class Selection(NamedTuple):
     importance: Tensor
     errors: Tensor | None = None
 
+    @classmethod
+    def of(cls, keep: Tensor) -> Selection:
+        """A fixed choice (B, P) bool, which nothing is to be learned from."""
+        return cls(keep, keep.float(), keep.float())
+
 
 class Selector(nn.Module):
     """Keep probabilities for patches (B, P, D): half of the channels see the patch, half the image's mean."""
@@ -198,12 +203,6 @@ class GainSelector(Selector):
 
     def _threshold_of(self, gain: Tensor) -> Tensor:
         return gain[:, ~self.anchors].flatten().quantile(1 - self.share)
-
-    @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Store the threshold that keeps the share ``rho`` of the patches of ``batches``, each (B, P, D) features."""
-        errors = torch.cat([self(features) for features in batches])
-        self.threshold.copy_(self._threshold_of(errors[..., 0] - errors[..., 1]))
 
     def loss(self, selection: Selection, error: Tensor) -> Tensor:
         """() mean squared error of the prediction for what was chosen, given the patches' errors (B, P)."""

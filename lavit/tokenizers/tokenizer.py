@@ -122,7 +122,7 @@ class Tokenizer(nn.Module):
         limit = budget.limit(patches) or count
         keep = even_positions(patches, min(limit, count) if budget.at_most else limit).to(features.device)
         keep = keep.expand(len(features), -1)
-        return Selection(keep, keep.float(), keep.float())
+        return Selection.of(keep)
 
     @torch.no_grad()
     def encode(
