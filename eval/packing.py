@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lavit.data.documents import Document
-from lavit.data.packing import best_fit, document_length, pack
+from lavit.data.packing import document_length, pack, pack_rows
 from lavit.experiment import load_experiment
 from lavit.tokens import PackedBatch
 from lavit.workspace import Workspace
@@ -36,7 +36,7 @@ def packing(run: Path = RUN, rounds: int = 3) -> dict[str, float]:
     model, row = work.new_model(), work.experiment.pretrain.row
     documents = work.mixture(model.vocabulary).step(0, DOCUMENTS, work.experiment.seed)
     lengths = [document_length(document) for document in documents]
-    rows = best_fit(lengths, row)
+    rows = pack_rows(lengths, row)
     packed = list(packed_batches(documents, rows, PADDED_BATCH * max(lengths) // row))[:BATCHES]
     padded = list(padded_batches(documents))[:BATCHES]
     seconds: dict[str, list[float]] = {"packed": [], "padded": []}

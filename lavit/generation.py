@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.documents import Document
-from lavit.data.packing import best_fit, document_length, pack
+from lavit.data.packing import document_length, pack, pack_rows
 from lavit.model import UnifiedLM
 from lavit.tokenizers.places import Places
 from lavit.vocabulary import Vocabulary
@@ -155,7 +155,7 @@ def log_likelihood(model: UnifiedLM, documents: list[Document], row: int, rows_a
     out = torch.zeros(len(documents))
     for start in range(0, len(documents), 256):
         part = documents[start : start + 256]
-        batch_rows = best_fit([document_length(d) for d in part], row)
+        batch_rows = pack_rows([document_length(d) for d in part], row)
         for first in range(0, len(batch_rows), rows_at_once):
             batch = pack(part, rows=batch_rows[first : first + rows_at_once])
             nll = model.token_nll(batch)

@@ -1,6 +1,8 @@
-"""Whole documents into rows: best fit, restarted positions, nothing shared between neighbours."""
+"""Whole documents into even rows: restarted positions, nothing shared between neighbours."""
 
 from __future__ import annotations
+
+import heapq
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ def document_length(document: Document) -> int:
 
 
 def best_fit(lengths: list[int], row: int) -> list[list[int]]:
-    """Rows of document numbers by best-fit decreasing.
+    """Rows of document numbers by best-fit decreasing: few, and as full as can be but for the last.
 
     Raises:
         ValueError: a document longer than a row, or an empty one.
@@ -38,21 +40,49 @@ def best_fit(lengths: list[int], row: int) -> list[list[int]]:
     return rows
 
 
+def pack_rows(lengths: list[int], row: int, least: int = 1) -> list[list[int]]:
+    """As few rows of document numbers as best fit needs or fewer, and as even as they can be.
+
+    From the longest document on, each goes to the emptiest of as few rows as could hold all; where one then is too full
+    there is a row more, up to the number of best fit, whose rows are taken then. Rows of one length leave no padding in
+    a batch, which is as long as its longest.
+
+    Args:
+        lengths: tokens of each document.
+        row: the most tokens of a row.
+        least: the fewest rows; at most one for each document.
+
+    Raises:
+        ValueError: see :func:`best_fit`.
+    """
+    fitting = best_fit(lengths, row)
+    least = max(least, -(-sum(lengths) // row))
+    for count in range(min(least, len(lengths)), len(lengths) + 1):
+        rows: list[list[int]] = [[] for _ in range(count)]
+        loads = [(0, r) for r in range(count)]
+        for number in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+            load, emptiest = loads[0]
+            rows[emptiest].append(number)
+            heapq.heapreplace(loads, (load + lengths[number], emptiest))
+        if max(loads)[0] <= row:
+            return rows
+        if count >= len(fitting) >= least:
+            return fitting
+    raise AssertionError("a row a document always fits")
+
+
 def rows_for(lengths: list[int], row: int, slots: int) -> list[list[list[int]]]:
     """The rows of a step's documents for each of ``slots`` micro-batches (ranks × accumulation steps).
 
-    Best fit over the whole step; the fuller half of a row is moved to a new one while there are fewer rows than slots.
+    Every slot gets as many rows where there are documents enough, so that no rank waits for another.
 
     Raises:
         ValueError: fewer documents than slots, or see :func:`best_fit`.
     """
     if len(lengths) < slots:
         raise ValueError(f"{len(lengths)} documents are fewer than {slots} ranks × accumulation steps; raise batch")
-    rows = best_fit(lengths, row)
-    while len(rows) < slots:
-        longest = max((r for r in rows if len(r) > 1), key=lambda r: sum(lengths[i] for i in r))
-        rows.remove(longest)
-        rows += [longest[::2], longest[1::2]]
+    each = -(-sum(lengths) // (row * slots))
+    rows = pack_rows(lengths, row, least=each * slots)
     return [rows[slot::slots] for slot in range(slots)]
 
 
@@ -62,14 +92,14 @@ def pack(documents: list[Document], row: int | None = None, rows: list[list[int]
     Args:
         documents: what to pack.
         row: the most tokens of a row; by default every document gets a row of its own.
-        rows: which documents go where; by default best fit.
+        rows: which documents go where; by default :func:`pack_rows`.
 
     Returns:
         A PackedBatch as long as its longest row.
     """
     lengths = [document_length(d) for d in documents]
     if rows is None:
-        rows = best_fit(lengths, row) if row else [[i] for i in range(len(documents))]
+        rows = pack_rows(lengths, row) if row else [[i] for i in range(len(documents))]
     width = max(sum(lengths[i] for i in r) for r in rows)
     shape = (len(rows), width)
     ids = torch.zeros(shape, dtype=torch.int64)
