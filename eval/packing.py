@@ -34,7 +34,7 @@ def packing(run: Path = RUN, rounds: int = 3) -> dict[str, float]:
         raise ValueError(f"the packing benchmark reads the documents of {run}; run make demo first")
     work = Workspace(load_experiment(run / "config.yaml"), run)
     model, row = work.new_model(), work.experiment.pretrain.row
-    documents = work.mixture(model.vocabulary).step(0, DOCUMENTS, work.experiment.seed)
+    documents = [drawn.document for drawn in work.mixture(model.vocabulary).step(0, DOCUMENTS, work.experiment.seed)]
     lengths = [document_length(document) for document in documents]
     rows = pack_rows(lengths, row)
     packed = list(packed_batches(documents, rows, PADDED_BATCH * max(lengths) // row))[:BATCHES]

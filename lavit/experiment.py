@@ -42,7 +42,8 @@ class TokenizerStage:
 class PretrainStage:
     """Stage 2. A batch is ``train.batch`` documents, packed into rows of ``row`` tokens.
 
-    A text that is too long for a row beside its image is cut at the end. ``validation`` documents of every kind are
+    A text that is too long for a row beside its image is cut at the end. An image that is there to be understood is
+    ``read`` as features or as ids. ``validation`` documents of every kind are
     read where ``train.validate_every`` asks for it.
     """
 
@@ -51,6 +52,7 @@ class PretrainStage:
     text: TextTokenizerConfig = field(default_factory=lambda: TextTokenizerConfig(trained=TrainedTextConfig()))
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     row: int = 256
+    read: str = "features"
     validation: int = 64
 
 
@@ -145,6 +147,8 @@ def check(experiment: Experiment) -> None:
             f"pretrain.row is {e.pretrain.row}, too short for an image of {patches} patches and a text; "
             f"it must be at least {patches + LEAST_TEXT}"
         )
+    if e.pretrain.read not in ("features", "ids"):
+        raise ValueError(f"pretrain.read '{e.pretrain.read}' is unknown; choose features or ids")
     if e.data.vqa is None and e.pretrain.mixture.question_answer:
         raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
     if e.decoder.model.image_size % e.decoder.model.patch:

@@ -162,6 +162,20 @@ class UnifiedLM(nn.Module):
         parts = [(nll * mask).sum() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
         return LMOutput(loss, *parts)
 
+    def flops(self, batch: PackedBatch) -> float:
+        """Floating-point operations of a batch, forward and backward, as far as the model asks for them.
+
+        Two for every weight of a matrix and token, of the head's for every learned token, and those of attention within
+        documents; padding does not count. Twice as many in the backward pass, less those of frozen weights' gradients.
+        """
+        real = batch.document >= 0
+        blocks, head = (matrix_sizes(part) for part in (self.blocks, self.head))
+        config = self.blocks.config
+        tokens, learned = float(real.sum()), float((batch.labels != IGNORE).sum())
+        pairs = float((batch.position + 1)[real].sum())
+        attended = pairs * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+        return tokens * blocks + learned * head + 12 * attended
+
     def token_nll(self, batch: PackedBatch) -> Tensor:
         """(B*T,) float32 negative log-likelihood of every label, zero where there is none; without gradient."""
         return self.head(self.hidden(batch).flatten(0, 1), batch.labels.flatten()).nll
@@ -191,6 +205,12 @@ class UnifiedLM(nn.Module):
             raise ValueError(f"{len(slots.index)} places are fed with {len(slots.features)} feature vectors")
         fed = self.port(slots.features.to(self.port.weight.dtype)).to(x.dtype)
         return x.flatten(0, 1).index_copy(0, slots.index, fed).unflatten(0, x.shape[:2])
+
+
+def matrix_sizes(module: nn.Module) -> int:
+    """Operations a token costs in the matrices of ``module``: 2 forward, 2 back, 2 more for a weight's gradient."""
+    matrices = [parameter for parameter in module.parameters() if getattr(parameter, "ds_shape", parameter.shape)[1:]]
+    return sum(getattr(p, "ds_numel", p.numel()) * (6 if p.requires_grad else 4) for p in matrices)
 
 
 def isolation_mask(document: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.tokenizers.codes import pad_codes
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.tokens import Tokens
+from lavit.tokens import Feed, Tokens
 from lavit.workspace import Workspace
 
 BATCH = 64
@@ -33,15 +33,25 @@ class LaVIT:
     The text plan limits what is written, the image plan what is drawn. Without a renderer nothing becomes pixels.
     """
 
-    def __init__(self, tokenizer: Tokenizer, model: UnifiedLM, renderer: DiffusionRenderer | None, text, row: int):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        model: UnifiedLM,
+        renderer: DiffusionRenderer | None,
+        text,
+        row: int,
+        read: Feed = Feed.FEATURES,
+    ):
         self.tokenizer, self.model, self.renderer, self.text, self.row = tokenizer, model, renderer, text, row
-        self.maker = DocumentMaker(model.vocabulary, text, row)
+        self.maker = DocumentMaker(model.vocabulary, text, row, read)
 
     @classmethod
     def from_run(cls, work: Workspace, renders: bool = True) -> LaVIT:
         """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
         renderer = work.renderer() if renders else None
-        return cls(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), work.experiment.pretrain.row)
+        stage = work.experiment.pretrain
+        read = Feed[stage.read.upper()]
+        return cls(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), stage.row, read)
 
     def look(self, inputs: Tensor) -> list[Picture]:
         """Images (B, 3, S, S) in [0, 1], or their standardized features (B, P, D), as pictures."""

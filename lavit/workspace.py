@@ -36,6 +36,7 @@ from lavit.tokenizers.codes import CodeSet
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.tokens import Feed
 from lavit.training.weights import file_digest, load_weights
 from lavit.vocabulary import Vocabulary
 
@@ -150,11 +151,12 @@ class Workspace:
         for part in self.parts():
             shards = self.shards(part, split)
             described[part] = [shards.describe(i) for i in range(len(shards))]
-        captions = (self.codes("captions", split), [caption for caption, _ in described["captions"]])
+        texts, metas = zip(*described["captions"], strict=True)
+        captions = (self.codes("captions", split), list(texts), list(metas))
         questions = None
         if "vqa" in described:
             questions = (self.codes("vqa", split), [meta for _, meta in described["vqa"]])
-        maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row)
+        maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row, Feed[stage.read.upper()])
         return Mixture(maker, captions, questions, stage.mixture)
 
     def new_renderer(self) -> DiffusionRenderer:

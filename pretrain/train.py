@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from lavit.data.documents import Document, question_text
+from lavit.data.documents import question_text
+from lavit.data.mixture import Drawn
 from lavit.data.order import Place
 from lavit.data.packing import document_length, pack, rows_for, with_common_total
 from lavit.data.text import train_text_tokenizer
@@ -34,11 +35,11 @@ def main(experiment: Experiment, run: Path) -> None:
     mixture = work.mixture(model.vocabulary)
 
     @functools.lru_cache(maxsize=1)
-    def documents_of(step: int) -> list[Document]:
+    def documents_of(step: int) -> list[Drawn]:
         return mixture.step(step, stage.train.batch, seed)
 
     def batch_at(place: Place) -> PackedBatch:
-        documents = documents_of(place.step)
+        documents = [drawn.document for drawn in documents_of(place.step)]
         lengths = [document_length(document) for document in documents]
         rows = rows_for(lengths, stage.row, place.world * stage.train.accumulate)
         return pack(documents, rows=rows[place.micro * place.world + place.rank])
@@ -47,7 +48,20 @@ def main(experiment: Experiment, run: Path) -> None:
     if stage.train.validate_every:
         held_out = work.mixture(model.vocabulary, "validation")
         validate = Validation(model, held_out, stage.row, stage.validation, seed)
-    train(model, batch_at, stage.train, folder, together=with_common_total, validate=validate)
+
+    def counts(step: int) -> dict[str, float]:
+        return mixture.counts(documents_of(step))
+
+    train(
+        model,
+        batch_at,
+        stage.train,
+        folder,
+        together=with_common_total,
+        validate=validate,
+        counts=counts,
+        flops=model.flops,
+    )
     if rank == 0:
         save_weights(model, folder / "model.safetensors")
         mark_done(folder, {"steps": stage.train.steps, "vocabulary": model.vocabulary.size})

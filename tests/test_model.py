@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM, build_llm, isolation_mask
@@ -140,3 +141,19 @@ def test_language_model_from_a_folder(tmp_path, tied):
 def test_missing_folder():
     with pytest.raises(ValueError, match="model.llm.folder /no/such does not exist"):
         build_llm(ModelConfig(LLMConfig(folder="/no/such")), TEXT, 0)
+
+
+def test_operations_are_those_that_pytorch_counts():
+    """Of rows without padding, with every token learned and so short that attention hardly counts."""
+    model = unified(LLMConfig(scratch=ScratchConfig(hidden=64, layers=2, heads=2, mlp=176, max_position=32)))
+    ids = [[0, 3, 5, 7, 5, 3, 9, 2]] * 4
+    batch = batch_of(ids, ids)
+    with FlopCounterMode(display=False) as counter:
+        model(batch).loss.backward()
+    assert model.flops(batch) == pytest.approx(counter.get_total_flops(), rel=0.04)
+    padded = batch._replace(document=torch.tensor([[0] * 4 + [-1] * 4] * 4), labels=batch.labels.clone())
+    padded.labels[:, 4:] = IGNORE
+    assert model.flops(padded) == pytest.approx(model.flops(batch) / 2, rel=0.02), "padding is no work"
+    for parameter in model.blocks.parameters():
+        parameter.requires_grad_(False)
+    assert model.flops(batch) < 0.75 * counter.get_total_flops(), "frozen weights have no gradient"

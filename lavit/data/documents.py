@@ -19,15 +19,16 @@ Document = list[Span]
 class DocumentMaker:
     """Writes documents for one vocabulary and one text tokenizer. Codes are (n,) int64, features (n, D) float.
 
-    Documents hold at most ``row`` tokens: a longer text is cut at the end.
+    Documents hold at most ``row`` tokens: a longer text is cut at the end. ``read`` is how an image that is there to be
+    understood enters, as features (LaVIT's way) or as ids; one that is drawn always is ids.
     """
 
-    def __init__(self, vocabulary: Vocabulary, text: PreTrainedTokenizerBase, row: int):
-        self.vocabulary, self.text, self.row = vocabulary, text, row
+    def __init__(self, vocabulary: Vocabulary, text: PreTrainedTokenizerBase, row: int, read: Feed = Feed.FEATURES):
+        self.vocabulary, self.text, self.row, self.read = vocabulary, text, row, read
 
     def image_text(self, codes: Tensor, features: Tensor, caption: str) -> Document:
         """``[IMG] features [/IMG] caption </s>``; the caption is learned."""
-        return self._fit([self._fed_image(codes, features), self._text(caption, begin=False)])
+        return self._fit([self._read_image(codes, features), self._text(caption, begin=False)])
 
     def text_image(self, caption: str, codes: Tensor) -> Document:
         """``<s> caption [IMG] codes [/IMG]``; everything is learned."""
@@ -41,14 +42,27 @@ class DocumentMaker:
         """``<s> text </s>``."""
         return self._fit([self._text(text)])
 
+    def interleaved(self, pictures: list[tuple[str, Tensor]]) -> Document:
+        """``<s> caption [IMG] codes [/IMG] caption [IMG] codes [/IMG] … </s>`` of (caption, codes); all is learned.
+
+        As many of the pictures as fit into a row, from the first on.
+        """
+        document: Document = []
+        for caption, codes in pictures:
+            more = [*document, self._text(caption, begin=not document, end=False), self._image_ids(codes)]
+            if document and sum(len(span.ids) for span in more) >= self.row:
+                break
+            document = more
+        return self._fit([*document, self._text("", begin=False)])
+
     def question_answer(self, codes: Tensor, features: Tensor, question: str, answer: str) -> Document:
         """``[IMG] features [/IMG] Question: … Answer: … </s>``; only the answer is learned."""
         asked = self._text(question_text(question), begin=False, end=False)._replace(learn=Learn.NONE)
-        return self._fit([self._fed_image(codes, features), asked, self._text(answer, begin=False)])
+        return self._fit([self._read_image(codes, features), asked, self._text(answer, begin=False)])
 
     def caption_prompt(self, codes: Tensor, features: Tensor) -> Document:
         """``[IMG] features [/IMG]``."""
-        return [self._fed_image(codes, features)]
+        return [self._read_image(codes, features)]
 
     def question_prompt(self, codes: Tensor, features: Tensor, question: str) -> Document:
         """``[IMG] features [/IMG] Question: … Answer:``."""
@@ -81,10 +95,11 @@ class DocumentMaker:
         ids = torch.cat([torch.tensor([v.image_begin]), v.to_ids(codes), torch.tensor([v.image_end])])
         return Span("image", ids)
 
-    def _fed_image(self, codes: Tensor, features: Tensor) -> Span:
+    def _read_image(self, codes: Tensor, features: Tensor) -> Span:
         if len(codes) != len(features):
             raise ValueError(f"an image has {len(codes)} codes but {len(features)} feature vectors")
-        return self._image_ids(codes)._replace(features=features, feed=Feed.FEATURES, learn=Learn.NONE)
+        span = self._image_ids(codes)._replace(learn=Learn.NONE)
+        return span._replace(features=features, feed=Feed.FEATURES) if self.read == Feed.FEATURES else span
 
 
 def question_text(question: str) -> str:

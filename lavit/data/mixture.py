@@ -1,16 +1,18 @@
-"""Which document stands at which place of the training order."""
+"""Which documents a training step reads: kinds of documents with shares, in an order that one seed decides."""
 
 from __future__ import annotations
 
 import copy
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lavit.data.documents import Document, DocumentMaker
 from lavit.data.order import Place, generator_for, items_at
-from lavit.tokens import Span
+from lavit.tokens import Learn, Span
 
 
 @dataclass
@@ -19,19 +21,30 @@ class MixtureConfig:
 
     ``unconditional`` is the chance that a ``[text, image]`` document loses its text, for guidance (eq. 7).
     ``drop_tokens`` is the chance that a fed visual token is left out, ``drop_text`` that a token of the text before an
-    image is: both keep small sets from being memorised.
+    image is: both keep small sets from being memorised. ``learn_read`` also predicts the ids of images that are read as
+    features, which eq. 6 asks for word by word. An interleaved document has up to ``pictures`` of one group.
     """
 
     image_text: float = 0.5
     text_image: float = 0.4
     text_only: float = 0.0
     question_answer: float = 0.0
+    interleaved: float = 0.0
+    pictures: int = 3
+    learn_read: bool = False
     unconditional: float = 0.1
     drop_tokens: float = 0.0
     drop_text: float = 0.0
 
 
-KINDS = ("image_text", "text_image", "text_only", "question_answer")
+KINDS = ("image_text", "text_image", "text_only", "question_answer", "interleaved")
+
+
+class Drawn(NamedTuple):
+    """A document and the kind that it was drawn as."""
+
+    kind: str
+    document: Document
 
 
 class Mixture:
@@ -39,7 +52,7 @@ class Mixture:
 
     Args:
         maker: writes the documents.
-        captions: (codes, texts) of the captioned pictures.
+        captions: (codes, texts, metas) of the captioned pictures.
         questions: (codes, metas) of the pictures with questions, or None.
         config: the shares.
 
@@ -50,7 +63,11 @@ class Mixture:
 
     def __init__(self, maker: DocumentMaker, captions: tuple, questions: tuple | None, config: MixtureConfig):
         self.maker, self.config = maker, config
-        self.caption_codes, self.texts = captions
+        self.caption_codes, self.texts, described = captions
+        self.groups: dict[str, list[int]] = defaultdict(list)
+        for number, meta in enumerate(described):
+            self.groups[meta["group"]].append(number)
+        self.group_of = [self.groups[meta["group"]] for meta in described]
         self.question_codes, self.metas = questions if questions else (None, [])
         shares = torch.tensor([getattr(config, kind) for kind in KINDS])
         if questions is None and config.question_answer:
@@ -60,18 +77,30 @@ class Mixture:
         for name in ("unconditional", "drop_tokens", "drop_text"):
             if not 0 <= getattr(config, name) <= 1:
                 raise ValueError(f"pretrain.mixture.{name} is a chance, from 0 to 1")
+        if config.pictures < 1:
+            raise ValueError(f"pretrain.mixture.pictures is {config.pictures}; it must be at least 1")
         self.shares = shares / shares.sum()
+        self.kinds = [kind for kind, share in zip(KINDS, shares.tolist(), strict=True) if share > 0]
 
-    def step(self, step: int, size: int, seed: int) -> list[Document]:
+    def step(self, step: int, size: int, seed: int) -> list[Drawn]:
         """The ``size`` documents of a step, whatever ranks there are; each draws from a generator of its own."""
         place = Place(step, 0, 0, 1, size)
-        captions = items_at(place, 1, len(self.texts), seed)
-        questions = items_at(place, 1, max(1, len(self.metas)), seed + 1)
+        captions = items_at(place, 1, len(self.texts), seed).tolist()
+        questions = items_at(place, 1, max(1, len(self.metas)), seed + 1).tolist()
         return [
-            document
-            for i in range(size)
-            for document in self.documents(captions[i : i + 1], questions[i : i + 1], generator_for(seed, step, i))
+            self.draw(*numbers, generator_for(seed, step, i))
+            for i, numbers in enumerate(zip(captions, questions, strict=True))
         ]
+
+    def counts(self, drawn: list[Drawn]) -> dict[str, float]:
+        """Tokens by kind, and how often the pictures were gone through, once for each image that is in a document."""
+        tokens: Counter[str] = Counter(dict.fromkeys((f"tokens_{kind}" for kind in self.kinds), 0))
+        images: Counter[bool] = Counter()
+        for kind, document in drawn:
+            tokens[f"tokens_{kind}"] += sum(len(span.ids) for span in document)
+            images[kind == "question_answer"] += sum(span.modality == "image" for span in document)
+        epochs = {"epochs_captions": images[False] / len(self.texts)}
+        return {**tokens, **epochs, **({"epochs_questions": images[True] / len(self.metas)} if self.metas else {})}
 
     def every_kind(self, size: int, seed: int) -> dict[str, list[Document]]:
         """``size`` documents of each kind that has a share, whole and always the same: what validation reads."""
@@ -86,19 +115,14 @@ class Mixture:
             kind: [
                 whole._document(kind, *numbers, generator) for numbers in zip(captions, questions, chances, strict=True)
             ]
-            for kind, share in zip(KINDS, self.shares.tolist(), strict=True)
-            if share > 0
+            for kind in self.kinds
         }
 
-    def documents(
-        self, caption_numbers: Tensor, question_numbers: Tensor, generator: torch.Generator
-    ) -> list[Document]:
-        """One document a place: (n,) int64 numbers of the caption and of the question picture that it would take."""
-        n = len(caption_numbers)
-        kinds = torch.multinomial(self.shares, n, replacement=True, generator=generator).tolist()
-        chances = torch.rand(n, 2, generator=generator).tolist()
-        places = zip(kinds, caption_numbers.tolist(), question_numbers.tolist(), chances, strict=True)
-        return [self._document(KINDS[kind], c, q, chance, generator) for kind, c, q, chance in places]
+    def draw(self, caption: int, question: int, generator: torch.Generator) -> Drawn:
+        """A document of the picture with this number among the captioned ones or among those with questions."""
+        kind = KINDS[int(torch.multinomial(self.shares, 1, replacement=True, generator=generator))]
+        chance = torch.rand(2, generator=generator).tolist()
+        return Drawn(kind, self._document(kind, caption, question, chance, generator))
 
     def _fed(self, codes, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Codes (m,) and features (m, D) of a picture, at random without some tokens and never without all."""
@@ -117,16 +141,25 @@ class Mixture:
             one = asked[int(chance[0] * len(asked))]
             answer = one["answers"][int(chance[1] * len(one["answers"]))]
             fed = self._fed(self.question_codes, question, generator)
-            return self.maker.question_answer(*fed, one["question"], answer)
+            return self._reading(self.maker.question_answer(*fed, one["question"], answer))
         codes, text = self.caption_codes, self.texts[caption]
         if kind == "image_text":
-            return self.maker.image_text(*self._fed(codes, caption, generator), text)
+            return self._reading(self.maker.image_text(*self._fed(codes, caption, generator), text))
         if kind == "text_only":
             return self.maker.text_only(text)
+        if kind == "interleaved":
+            group = self.group_of[caption]
+            others = torch.randint(len(group), (self.config.pictures - 1,), generator=generator).tolist()
+            numbers = dict.fromkeys([caption, *(group[i] for i in others)])
+            return self.maker.interleaved([(self.texts[n], codes.codes(n)) for n in numbers])
         if chance[0] < self.config.unconditional:
             return self.maker.image_only(codes.codes(caption))
         document = self.maker.text_image(text, codes.codes(caption))
         return [self._thinned(document[0], generator), *document[1:]] if self.config.drop_text else document
+
+    def _reading(self, document: Document) -> Document:
+        """A document that begins with an image that is read."""
+        return [document[0]._replace(learn=Learn.IDS), *document[1:]] if self.config.learn_read else document
 
     def _thinned(self, text: Span, generator: torch.Generator) -> Span:
         """A text that begins as it began, at random without some of its later tokens."""

@@ -23,7 +23,7 @@ class TrainConfig:
     """One training stage. ``batch`` is items a step over all ranks and accumulation steps.
 
     The newest ``keep_checkpoints`` are kept, and the one with the least validation loss where there is validation:
-    every ``validate_every`` steps and at the end, never if 0.
+    every ``validate_every`` steps and at the end, never if 0. ``workers`` processes a rank make batches ahead of time.
     """
 
     steps: int = 400
@@ -35,6 +35,7 @@ class TrainConfig:
     keep_checkpoints: int = 1
     validate_every: int = 0
     log_every: int = 10
+    workers: int = 0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 

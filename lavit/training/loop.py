@@ -7,11 +7,8 @@ therefore needs nothing but the engine's state and the number of the step.
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +28,9 @@ from lavit.training.engine import (
     skip_update,
     start_processes,
 )
+from lavit.training.loading import micro_batches
+from lavit.training.log import TrainingLog
+from lavit.training.meter import Meter, peak_flops, speed_words
 from lavit.training.optimizer import learning_rate_factor
 
 
@@ -47,6 +47,8 @@ def train(
     after_step: Callable[[], None] = lambda: None,
     together: Callable[[list[Any]], list[Any]] = lambda batches: batches,
     validate: Callable[[], dict[str, float]] | None = None,
+    counts: Callable[[int], dict[str, float]] | None = None,
+    flops: Callable[[Any], float] | None = None,
     unit: str = "step",
 ) -> nn.Module:
     """Train ``objective`` to ``config.steps`` and return it whole, resuming from the newest complete checkpoint.
@@ -60,6 +62,9 @@ def train(
         after_step: called after each step's update, on every rank: what is not moved by gradients moves here.
         together: what the micro-batches of a step must know of each other; gets and returns them, on every rank.
         validate: figures of the objective in evaluation mode, the same on every rank; ``loss`` decides which is best.
+        counts: what a step takes in, over all ranks, to be summed in the log; names that begin with ``tokens`` give the
+            tokens a second.
+        flops: floating-point operations of a micro-batch, forward and backward, for the utilisation in the log.
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
@@ -68,18 +73,23 @@ def train(
     end_with_parent()
     rank, world, device = start_processes()
     lock = FolderLock(folder) if rank == 0 else contextlib.nullcontext()
-    with lock, StopSignal() as stop, stage_clock(folder) if rank == 0 else contextlib.nullcontext():
+    clock = stage_clock(folder) if rank == 0 else contextlib.nullcontext()
+    with lock, StopSignal() as stop, clock, contextlib.ExitStack() as last_of_all:
         engine = build_engine(objective.to(device), config, world)
         run = _Run(engine, config, folder, rank, world, device)
+        last_of_all.callback(run.close)
         first = run.resume()
         progress = Progress(folder, config.steps, unit) if rank == 0 else None
+        batches = run.batches(first, batch_at)
         for step in range(first, config.steps):
             before_step(step)
-            figures = run.step(step, batch_at, together)
+            figures = run.step(step, batches, together, flops)
             after_step()
-            if progress:
-                progress.update(step + 1, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+            run.count(counts(step) if counts else {})
             run.log(step, figures, always="skipped" in figures)
+            if progress:
+                words = [f"{k} {v:.3f}" for k, v in figures.items()]
+                progress.update(step + 1, ", ".join([" ".join(words), *([run.speed] if run.speed else [])]))
             last = step + 1 == config.steps
             stopping = run.any_rank(stop.requested)
             best = False
@@ -102,9 +112,20 @@ class _Run:
         self.checkpoints = folder / "checkpoints"
         self.skipped_in_a_row = 0
         self.best: dict[str, float] | None = None  # the step of the best checkpoint and its validation loss
-        self.started = time.monotonic()
+        self.counts: dict[str, float] = {}  # what was taken in since the first step
+        self.meter = Meter(device, peak_flops(device, config.precision))
+        self.work = 0.0  # floating-point operations of the step
+        self.speed = ""
+        self.written: TrainingLog | None = None
 
     def resume(self) -> int:
+        """The step to go on with, after everything is as it was before it."""
+        first = self._load()
+        if self.rank == 0:
+            self.written = TrainingLog(self.folder, first)
+        return first
+
+    def _load(self) -> int:
         newest = latest_checkpoint(self.checkpoints)
         if newest is None:
             return 0
@@ -124,8 +145,19 @@ class _Run:
                 f"checkpoint {newest} cannot be loaded ({problem}); remove it to go on from the one before it, or from "
                 "the start"
             )
-        self.best = state.get("best")
+        self.best, self.counts = state.get("best"), state.get("counts", {})
         return state["step"]
+
+    def batches(self, first: int, batch_at: Callable[[Place], Any]) -> Iterator[Any]:
+        """This rank's micro-batches from step ``first`` on."""
+        cfg = self.config
+        size = cfg.batch // (self.world * cfg.accumulate)
+        places = [
+            Place(step, micro, self.rank, self.world, size)
+            for step in range(first, cfg.steps)
+            for micro in range(cfg.accumulate)
+        ]
+        return micro_batches(batch_at, places, cfg.workers, pin=self.device.type == "cuda")
 
     @torch.no_grad()
     def validated(self, step: int, validate: Callable[[], dict[str, float]]) -> bool:
@@ -133,24 +165,32 @@ class _Run:
         self.engine.eval()
         figures = validate()
         self.engine.train()
-        self.log(step, {f"validation_{name}": value for name, value in figures.items()}, always=True)
+        if self.written:
+            self.written.write(step, {f"validation_{name}": value for name, value in figures.items()})
         if self.best is not None and not figures["loss"] < self.best["loss"]:
             return False
         self.best = {"step": step + 1, "loss": figures["loss"]}
         return True
 
-    def step(self, step: int, batch_at: Callable[[Place], Any], together: Callable[[list[Any]], list[Any]]) -> dict:
+    def step(
+        self,
+        step: int,
+        batches: Iterator[Any],
+        together: Callable[[list[Any]], list[Any]],
+        flops: Callable[[Any], float] | None,
+    ) -> dict[str, float]:
         """One update from the step's micro-batches; its figures, means over them and over ranks."""
         cfg = self.config
         factor = learning_rate_factor(step, cfg.steps, cfg.optimizer)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         totals: dict[str, Tensor] = {}
-        size = cfg.batch // (self.world * cfg.accumulate)
         self.engine.train()
         finite = True
-        places = [Place(step, micro, self.rank, self.world, size) for micro in range(cfg.accumulate)]
-        for micro, batch in enumerate(together([to_device(batch_at(place), self.device) for place in places])):
+        with self.meter.waiting():
+            mine = [next(batches) for _ in range(cfg.accumulate)]
+        self.work = sum(map(flops, mine)) if flops else 0.0
+        for micro, batch in enumerate(together([to_device(batch, self.device) for batch in mine])):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
                 out = self.engine(batch)
             self.engine.backward(out.loss)
@@ -158,8 +198,8 @@ class _Run:
                 totals[name] = totals.get(name, 0) + value.detach().float() / cfg.accumulate
             if micro + 1 == cfg.accumulate:
                 # In fp32 DeepSpeed without ZeRO checks nothing; the whole step is dropped, on every rank.
-                mine = bool(totals["loss"].isfinite()) and finite_gradients(self.engine)
-                finite = not self.any_rank(not mine)
+                here = bool(totals["loss"].isfinite()) and finite_gradients(self.engine)
+                finite = not self.any_rank(not here)
                 skip_update(self.engine, not finite)
             self.engine.step()
         return self._figures(step, totals, finite)
@@ -180,6 +220,10 @@ class _Run:
             values /= self.world
         return dict(zip(names, values.tolist(), strict=True))
 
+    def close(self) -> None:
+        if self.written:
+            self.written.close()
+
     def any_rank(self, flag: bool) -> bool:
         if self.world == 1:
             return flag
@@ -187,20 +231,26 @@ class _Run:
         dist.all_reduce(value)
         return bool(value.item())
 
+    def count(self, counts: dict[str, float]) -> None:
+        """A step is over: add what it took in."""
+        for name, value in counts.items():
+            self.counts[name] = self.counts.get(name, 0) + value
+        self.meter.add(self.work, sum(value for name, value in counts.items() if name.startswith("tokens")))
+
     def log(self, step: int, figures: dict[str, float], always: bool = False) -> None:
-        if self.rank or not (always or step % self.config.log_every == 0 or step + 1 == self.config.steps):
-            return
-        line = {"step": step, "elapsed": round(time.monotonic() - self.started, 2)}
-        line |= {k: round(v, 6) if math.isfinite(v) else None for k, v in figures.items()}
-        with (self.folder / "log.jsonl").open("a") as f:
-            f.write(json.dumps(line) + "\n")
+        """Write a step's figures with the sums and the speed, now and then or ``always``."""
+        if self.written and (always or step % self.config.log_every == 0 or step + 1 == self.config.steps):
+            speed = self.meter.read()
+            self.speed = speed_words(speed)
+            self.written.write(step, figures | self.counts, speed)
 
     def save(self, step: int) -> None:
         tag = f"step{step}"
         if self.rank == 0:
             shutil.rmtree(self.checkpoints / tag, ignore_errors=True)
         dist.barrier()
-        self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state={"step": step, "best": self.best})
+        state = {"step": step, "best": self.best, "counts": self.counts}
+        self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state=state)
         dist.barrier()
         if self.rank == 0:
             write_json(self.checkpoints / tag / "complete", {"world": self.world, "best": self.best})

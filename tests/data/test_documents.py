@@ -50,6 +50,22 @@ def test_image_text_feeds_features_and_learns_the_caption(maker):
     assert torch.equal(document[0].features, FEATURES) and document[0].ids.dtype == torch.int64
 
 
+@pytest.mark.parametrize(
+    ("read", "learn", "fed", "learned"),
+    [
+        (Feed.FEATURES, Learn.NONE, [1, 2], [-100, -100, -100, 2, 3, 1, -100]),
+        (Feed.FEATURES, Learn.IDS, [1, 2], [15, 12, 11, 2, 3, 1, -100]),  # eq. 6 to the letter
+        (Feed.IDS, Learn.NONE, [], [-100, -100, -100, 2, 3, 1, -100]),
+        (Feed.IDS, Learn.IDS, [], [15, 12, 11, 2, 3, 1, -100]),
+    ],
+)
+def test_labels_of_each_way_to_read_an_image(read, learn, fed, learned):
+    image, text = DocumentMaker(VOCABULARY, Words(), 64, read).image_text(CODES, FEATURES, "a cat")
+    document = [image._replace(learn=learn), text]
+    assert flat(document) == [10, 15, 12, 11, 2, 3, 1]
+    assert places(document) == fed and labels(document) == learned
+
+
 def test_a_text_that_is_too_long_for_its_row_is_cut_at_the_end():
     maker = DocumentMaker(VOCABULARY, Words(), 7)
     assert flat(maker.image_text(CODES, FEATURES, "a cat")) == [10, 15, 12, 11, 2, 3, 1], "it just fits"
@@ -117,3 +133,19 @@ def test_codes_and_features_must_agree(maker):
 
 def test_question_text():
     assert question_text("Is it red?") == "Question: Is it red? Answer:"
+
+
+def test_an_interleaved_document_ends_before_the_picture_that_does_not_fit():
+    pictures = [("a cat", CODES), ("a", CODES[:1]), ("a cat", CODES)]
+    two = [0, 2, 3, 10, 15, 12, 11, 2, 10, 15, 11]
+    assert flat(DocumentMaker(VOCABULARY, Words(), 18).interleaved(pictures)) == [*two, 2, 3, 10, 15, 12, 11, 1]
+    assert flat(DocumentMaker(VOCABULARY, Words(), 17).interleaved(pictures)) == [*two, 1]
+    document = DocumentMaker(VOCABULARY, Words(), 18).interleaved(pictures)
+    assert all(span.learn == Learn.IDS and span.feed == Feed.IDS for span in document)
+
+
+def test_an_image_may_be_read_as_ids():
+    maker = DocumentMaker(VOCABULARY, Words(), 64, read=Feed.IDS)
+    for document in (maker.image_text(CODES, FEATURES, "a"), maker.caption_prompt(CODES, FEATURES)):
+        assert document[0].feed == Feed.IDS and document[0].learn == Learn.NONE and document[0].features is None
+        assert document[0].ids.tolist() == [10, 15, 12, 11]

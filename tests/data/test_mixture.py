@@ -7,7 +7,7 @@ import torch
 
 from lavit.data.documents import DocumentMaker
 from lavit.data.mixture import Mixture, MixtureConfig
-from lavit.tokens import Feed
+from lavit.tokens import Feed, Learn
 from lavit.vocabulary import Vocabulary
 
 QUESTIONS = [
@@ -37,12 +37,13 @@ def mixture(asked: bool = True, **shares) -> Mixture:
     config = MixtureConfig(**{"image_text": 0, "text_image": 0, "text_only": 0, "question_answer": 0, **shares})
     maker = DocumentMaker(Vocabulary(40, 8), Numbers(), 64)
     questions = (Codes(), QUESTIONS) if asked else None
-    return Mixture(maker, (Codes(), ["10", "11", "12"]), questions, config)
+    metas = [{"group": "a"}, {"group": "b"}, {"group": "a"}]
+    return Mixture(maker, (Codes(), ["10", "11", "12"], metas), questions, config)
 
 
 def drawn(made: Mixture, n: int, seed: int = 0) -> list:
-    captions, questions = torch.arange(n) % 3, torch.arange(n) % 2
-    return made.documents(captions, questions, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return [made.draw(i % 3, i % 2, generator).document for i in range(n)]
 
 
 def kind(document) -> str:
@@ -134,3 +135,39 @@ def test_the_generator_alone_decides():
 def test_shares_that_make_no_mixture(shares, said):
     with pytest.raises(ValueError, match=said):
         mixture(**shares)
+
+
+def test_an_interleaved_document_has_pictures_of_one_group():
+    """Pictures 0 and 2 are of one group, picture 1 is alone; all is learned, and no picture stands twice."""
+    made = mixture(interleaved=1.0)
+    flat = {tuple(torch.cat([span.ids for span in document]).tolist()) for document in drawn(made, 200)}
+    first, second, third = [(10 + n, 40, 42 + n, 41) for n in range(3)]
+    assert flat == {(0, *first, 1), (0, *second, 1), (0, *third, 1), (0, *first, *third, 1), (0, *third, *first, 1)}
+
+
+@pytest.mark.parametrize("name", ["image_text", "question_answer"])
+def test_ids_of_images_that_are_read_are_learned_where_eq_6_asks_for_it(name):
+    feature_in = [(Feed.FEATURES, Learn.NONE), (Feed.FEATURES, Learn.IDS)]
+    for learn_read, expected in zip((False, True), feature_in, strict=True):
+        image = drawn(mixture(**{name: 1.0}, learn_read=learn_read), 1)[0][0]
+        assert (image.feed, image.learn) == expected and image.features is not None
+
+
+def test_tokens_by_kind_and_epochs_are_counted():
+    made = mixture(image_text=1.0, question_answer=1.0, interleaved=1.0)
+    steps = [made.step(step, 6, seed=0) for step in range(2)]
+    assert sorted({d.kind for d in steps[0] + steps[1]}) == ["image_text", "interleaved", "question_answer"]
+    for step in steps:
+        counts = made.counts(step)
+        for name in made.kinds:
+            of_kind = [d.document for d in step if d.kind == name]
+            assert counts[f"tokens_{name}"] == sum(len(span.ids) for document in of_kind for span in document)
+        images = [(d.kind, sum(span.modality == "image" for span in d.document)) for d in step]
+        assert counts["epochs_captions"] == sum(n for name, n in images if name != "question_answer") / 3
+        assert counts["epochs_questions"] == sum(n for name, n in images if name == "question_answer") / 2
+    assert "epochs_questions" not in mixture(asked=False, text_image=1.0).counts([])
+
+
+def test_a_group_of_no_pictures_is_refused():
+    with pytest.raises(ValueError, match="pretrain.mixture.pictures is 0; it must be at least 1"):
+        mixture(interleaved=1.0, pictures=0)

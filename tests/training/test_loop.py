@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,7 +100,8 @@ def main(folder, steps, poison={}, stop=None, width=6, muon=False, told=None, **
         assert not model.training
         return {"loss": told[str(taken[-1])]}
 
-    train(model, batch_at, config, Path(folder), validate=validate if told else None)
+    counts = lambda step: {"tokens_read": 3.0}
+    train(model, batch_at, config, Path(folder), validate=validate if told else None, counts=counts, flops=len)
     if torch.distributed.get_rank() == 0:
         save_weights(model, Path(folder) / "model.safetensors")
 
@@ -144,6 +146,7 @@ def one_rank(tmp_path_factory) -> Path:
         "accumulated": {"steps": STEPS, "accumulate": 2},
         "nan_loss": {"steps": STEPS, "accumulate": 2, "poison": NAN_LOSS},
         "nan_gradient": {"steps": STEPS, "poison": NAN_GRADIENT},
+        "workers": {"steps": STEPS, "workers": 2},
         "nan_forever": {"steps": STEPS, "poison": FOREVER, "keep_checkpoints": 9},
         "muon": MUON,
         "validated": VALIDATED,
@@ -188,7 +191,7 @@ def resumed(one_rank, two_ranks) -> Path:
 
 def log_of(folder: Path) -> list[dict]:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "elapsed"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("elapsed", "speed")} for line in lines]
 
 
 def losses(folder: Path) -> list[float | None]:
@@ -251,7 +254,7 @@ def test_two_ranks_with_zero_2_give_the_losses_of_one(one_rank, two_ranks):
 @pytest.mark.parametrize("name", ["nan_loss", "nan_gradient"])
 def test_a_step_without_a_finite_loss_or_gradient_is_dropped_whole(one_rank, name):
     assert_trained_as_by_hand(one_rank / name, skipped=3)
-    assert {"step": 3, "skipped": 1.0} in log_of(one_rank / name)
+    assert {"step": 3, "skipped": 1.0, "tokens_read": 12.0} in log_of(one_rank / name)
 
 
 def test_a_step_is_dropped_on_every_rank(two_ranks):
@@ -283,8 +286,26 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(one_rank, resumed)
         assert torch.equal(value, cut[name]), name
 
 
+def test_batches_made_ahead_by_workers_are_the_same(one_rank):
+    ahead, whole = (load_file(one_rank / name / "model.safetensors") for name in ("workers", "whole"))
+    assert losses(one_rank / "workers") == losses(one_rank / "whole")
+    assert all(torch.equal(ahead[name], value) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("name", ["whole", "cut"])
+def test_what_steps_took_in_is_summed_in_the_log_also_over_a_resume(one_rank, resumed, name):
+    lines = [json.loads(line) for line in (one_rank / name / "log.jsonl").read_text().splitlines()]
+    assert [line["tokens_read"] for line in lines] == [3.0 * (step + 1) for step in range(STEPS)]
+    for line in lines:
+        speed = line["speed"]
+        assert 0 <= speed["waiting"] < 1 and speed["step_seconds"] > 0 and speed["memory_gib"] > 0.05
+        assert speed["tokens_a_second"] == pytest.approx(3 / speed["step_seconds"], rel=1e-2) and speed["mfu"] >= 0
+    words = json.loads((one_rank / name / "progress.json").read_text())["note"]
+    assert re.fullmatch(r"loss [\d.]+ size [\d.]+, [\d,]+ tokens/s, MFU 0.00, \d+% waiting for data, [\d.]+ GiB", words)
+
+
 def test_muon_skips_resumes_and_runs_on_ranks_as_adamw_does(one_rank, resumed, two_ranks):
-    assert {"step": 3, "skipped": 1.0} in log_of(one_rank / "muon")
+    assert {"step": 3, "skipped": 1.0, "tokens_read": 12.0} in log_of(one_rank / "muon")
     folders = (one_rank / "muon", one_rank / "muon_cut", two_ranks / "muon")
     whole, cut, both = (load_file(folder / "model.safetensors") for folder in folders)
     assert losses(folders[0])[3:] == losses(folders[1]), "the cut run began at step 3"

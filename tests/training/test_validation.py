@@ -34,7 +34,7 @@ class Codes:
 def mixture() -> Mixture:
     maker = DocumentMaker(VOCABULARY, Numbers(), 32)
     config = MixtureConfig(image_text=0.25, text_image=0.75, unconditional=0.5, drop_tokens=0.9, drop_text=0.9)
-    return Mixture(maker, (Codes(), ["5 6 7", "8 9", "2 3 4 5"]), None, config)
+    return Mixture(maker, (Codes(), ["5 6 7", "8 9", "2 3 4 5"], [{"group": "a"}] * 3), None, config)
 
 
 def test_documents_of_every_kind_are_whole_and_always_the_same(mixture):
