@@ -5,6 +5,7 @@ The dict that DeepSpeed wants is built here and nowhere else; there is no JSON f
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 from dataclasses import dataclass, field
@@ -58,6 +59,9 @@ def start_processes() -> tuple[int, int, torch.device]:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         _unlink_shared_memory()
+        if dist.get_backend() == "gloo":
+            # Its threads may still hold tensors when Python is torn down, and then abort the process now and then.
+            atexit.register(_leave)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -66,6 +70,11 @@ def start_processes() -> tuple[int, int, torch.device]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a help to find bugs that takes its time
     return dist.get_rank(), dist.get_world_size(), device
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _unlink_shared_memory() -> None:
