@@ -8,6 +8,9 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from lavit.runs import read_json
 from lavit.training.optimizer import OptimizerConfig, optimizer_for
+
+UNIVERSAL = "universal"  # the folder of a checkpoint that any number of ranks can load
 
 
 @dataclass
@@ -95,8 +101,8 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
-def build_engine(model: nn.Module, config: TrainConfig, world: int) -> Any:
-    """The DeepSpeed engine around ``model``.
+def build_engine(model: nn.Module, config: TrainConfig, world: int, universal: bool = False) -> Any:
+    """The DeepSpeed engine around ``model``; ``universal`` says which kind of checkpoint it is going to load.
 
     Raises:
         ValueError: a batch that the ranks and accumulation steps do not divide, or an unknown precision or stage.
@@ -128,6 +134,7 @@ def build_engine(model: nn.Module, config: TrainConfig, world: int) -> Any:
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        "checkpoint": {"load_universal": universal},
     }
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
@@ -184,3 +191,51 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint below ``folder``."""
     return next(reversed(complete_checkpoints(folder)), None)
+
+
+def checkpoint_for(folder: Path, world: int, zero_stage: int, rank: int) -> Path | None:
+    """The newest complete checkpoint below ``folder``, made loadable by ``world`` ranks; None where there is none.
+
+    ZeRO writes the optimizer's state in as many parts as there are ranks. For another number of them, rank 0 makes a
+    universal checkpoint of it (arXiv 2406.18820). Call on every rank.
+
+    Raises:
+        ValueError: it cannot be converted.
+    """
+    newest = latest_checkpoint(folder)
+    if newest is None:
+        return None
+    about = read_json(newest / "complete")
+    if zero_stage == 0 or about["world"] == world:
+        return newest
+    made, failed = folder / UNIVERSAL, [False]
+    if rank == 0:
+        shutil.rmtree(made, ignore_errors=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+        command += ["--input_folder", str(newest), "--output_folder", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        failed = [done.returncode != 0]
+        if done.returncode:
+            print(done.stderr, file=sys.stderr)
+    dist.broadcast_object_list(failed, 0)
+    if failed[0]:
+        raise ValueError(
+            f"checkpoint {newest}, written by {about['world']} ranks, cannot be made universal for {world}; "
+            f"start {about['world']} ranks, or remove the stage's folder"
+        )
+    return made
+
+
+def restore_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:
+    """Undo what DeepSpeed does beside loading a universal checkpoint.
+
+    It gives all groups the settings of the first, and all parameters one counter of steps, which each of them then
+    counts up.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    for group, before in zip(optimizer.param_groups, groups, strict=True):
+        group.update({key: value for key, value in before.items() if key != "params"})
+    for state in inner.state.values():
+        if torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()

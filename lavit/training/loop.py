@@ -17,14 +17,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lavit.data.order import Place
-from lavit.runs import FolderLock, Progress, StopSignal, end_with_parent, read_json, stage_clock, write_json
+from lavit.runs import FolderLock, Progress, StopSignal, end_with_parent, stage_clock, write_json
 from lavit.training.engine import (
+    UNIVERSAL,
     TrainConfig,
     build_engine,
+    checkpoint_for,
     complete_checkpoints,
     finite_gradients,
     latest_checkpoint,
     make_whole,
+    restore_groups,
     skip_update,
     start_processes,
 )
@@ -75,10 +78,12 @@ def train(
     lock = FolderLock(folder) if rank == 0 else contextlib.nullcontext()
     clock = stage_clock(folder) if rank == 0 else contextlib.nullcontext()
     with lock, StopSignal() as stop, clock, contextlib.ExitStack() as last_of_all:
-        engine = build_engine(objective.to(device), config, world)
+        newest = checkpoint_for(folder / "checkpoints", world, config.zero_stage, rank)
+        universal = newest is not None and newest.name == UNIVERSAL
+        engine = build_engine(objective.to(device), config, world, universal)
         run = _Run(engine, config, folder, rank, world, device)
         last_of_all.callback(run.close)
-        first = run.resume()
+        first = run.resume(newest)
         progress = Progress(folder, config.steps, unit) if rank == 0 else None
         batches = run.batches(first, batch_at)
         for step in range(first, config.steps):
@@ -118,23 +123,15 @@ class _Run:
         self.speed = ""
         self.written: TrainingLog | None = None
 
-    def resume(self) -> int:
+    def resume(self, newest: Path | None) -> int:
         """The step to go on with, after everything is as it was before it."""
-        first = self._load()
+        first = self._load(newest) if newest else 0
         if self.rank == 0:
             self.written = TrainingLog(self.folder, first)
         return first
 
-    def _load(self) -> int:
-        newest = latest_checkpoint(self.checkpoints)
-        if newest is None:
-            return 0
-        world = read_json(newest / "complete")["world"]
-        if world != self.world:
-            raise ValueError(
-                f"checkpoint {newest} was written by {world} ranks and {self.world} are running; "
-                "start as many, or remove the stage's folder"
-            )
+    def _load(self, newest: Path) -> int:
+        groups = [dict(group) for group in self.engine.optimizer.param_groups]
         try:
             path, state = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.name)
             problem = None if path else "DeepSpeed finds nothing in it"
@@ -145,6 +142,8 @@ class _Run:
                 f"checkpoint {newest} cannot be loaded ({problem}); remove it to go on from the one before it, or from "
                 "the start"
             )
+        if newest.name == UNIVERSAL:
+            restore_groups(self.engine.optimizer, groups)
         self.best, self.counts = state.get("best"), state.get("counts", {})
         return state["step"]
 
@@ -257,7 +256,8 @@ class _Run:
             kept = complete_checkpoints(self.checkpoints)[-max(1, self.config.keep_checkpoints) :]
             if self.best:
                 kept.append(self.checkpoints / f"step{self.best['step']}")
-            for other in self.checkpoints.glob("step*"):  # older ones, and any that was cut while it was written
+            others = [*self.checkpoints.glob("step*"), self.checkpoints / UNIVERSAL]
+            for other in others:  # older ones, and any that was cut while it was written
                 if other not in kept:
                     shutil.rmtree(other, ignore_errors=True)
         dist.barrier()
