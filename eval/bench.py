@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eval.codebook import codebook
 from eval.packing import packing
+from eval.resume import resume
 from lavit.layers.rows import SplitHead
 from lavit.runs import read_json, write_json
 from lavit.tokenizers.merger import Merger, MergerConfig
@@ -158,7 +159,7 @@ def resident(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-BENCHMARKS = {"merger": merger, "codebook": codebook, "loss": loss, "packing": packing}
+BENCHMARKS = {"merger": merger, "codebook": codebook, "loss": loss, "packing": packing, "resume": resume}
 
 
 def main(names: list[str]) -> int:

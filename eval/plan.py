@@ -139,8 +139,8 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
     config, train = experiment.pretrain.model, experiment.pretrain.train
     tokenizer, text = experiment.tokenizer.model, experiment.pretrain.text
     shape = config.shape
-    if config.llm.folder is not None and shape is None:
-        raise ValueError("pretrain.model.shape must say what the model in llm.folder looks like, e.g. {layers: 32}")
+    if config.llm.scratch is None and shape is None:
+        raise ValueError("pretrain.model.shape must say what the model in model.llm looks like, e.g. {layers: 32}")
     text_size = shape.vocabulary if shape is not None else text.trained.vocabulary if text.trained else 32000
     vocabulary = tokenizer.vocabulary(text_size)
     kind, choice = tokenizer.selection.chosen()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import fnmatch
 import types
 import typing
 from dataclasses import dataclass
@@ -246,3 +247,15 @@ def _check_choices(value: Any, prefix: str) -> None:
                 raise ConfigError(f"'{prefix.rstrip('.')}': {error}") from None
         for f in dataclasses.fields(value):
             _check_choices(getattr(value, f.name), f"{prefix}{f.name}.")
+
+
+def matching(names: list[str], glob: str, key: str, what: str = "parameter") -> list[str]:
+    """The names of a model's parts that a glob of the setting ``key`` matches.
+
+    Raises:
+        ValueError: it matches none, with the names there are.
+    """
+    found = fnmatch.filter(names, glob)
+    if not found:
+        raise ValueError(f"{key}: '{glob}' matches no {what}; there are {', '.join(names[:6])}, …")
+    return found

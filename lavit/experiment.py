@@ -149,6 +149,12 @@ def check(experiment: Experiment) -> None:
         )
     if e.pretrain.read not in ("features", "ids"):
         raise ValueError(f"pretrain.read '{e.pretrain.read}' is unknown; choose features or ids")
+    llm, text = e.pretrain.model.llm, e.pretrain.text
+    if llm.asset != text.asset:
+        raise ValueError(
+            f"pretrain.model.llm.asset is {llm.asset} and pretrain.text.asset is {text.asset}; "
+            "a packaged language model goes with its own text tokenizer: set both alike"
+        )
     if e.data.vqa is None and e.pretrain.mixture.question_answer:
         raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
     if e.decoder.model.image_size % e.decoder.model.patch:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from lavit.config import OneOf
+from lavit.data.llms import llm_folder
+from lavit.layers.lora import LoRAConfig, add_lora
 from lavit.layers.ranks import mean_over_ranks
 from lavit.layers.rows import SplitEmbedding, SplitHead
 from lavit.tokens import IGNORE, PackedBatch, Slots
@@ -33,10 +35,14 @@ class ScratchConfig:
 
 @dataclass
 class LLMConfig(OneOf):
-    """A LLaMA from scratch, or a Hugging Face folder with any LLaMA-architecture causal LM."""
+    """A LLaMA from scratch, a Hugging Face folder with any LLaMA-architecture causal LM, or one of a package registry.
+
+    ``asset`` is a name of :data:`lavit.data.llms.LLMS`; its text tokenizer comes with it.
+    """
 
     scratch: ScratchConfig | None = None
     folder: str | None = None
+    asset: str | None = None
 
 
 @dataclass
@@ -57,12 +63,16 @@ class LLMShape:
 class ModelConfig:
     """``shape`` is checked against the model in ``llm.folder``, if both are given.
 
+    ``lora`` puts adapters into the language model's blocks, which stay otherwise. ``checkpoint_activations`` keeps only
+    what enters each block for the backward pass, which computes the rest again (arXiv 1604.06174).
     ``z_loss`` weighs log²Z of the softmax's denominator Z in the loss (PaLM, arXiv 2204.02311, section 5).
     """
 
     llm: LLMConfig = field(default_factory=lambda: LLMConfig(scratch=ScratchConfig()))
     shape: LLMShape | None = None
     z_loss: float = 0.0
+    lora: LoRAConfig | None = None
+    checkpoint_activations: bool = False
 
 
 class LMOutput(NamedTuple):
@@ -80,7 +90,7 @@ def build_llm(config: ModelConfig, text_size: int, seed: int) -> nn.Module:
         ValueError: a missing folder, one whose vocabulary is smaller than the text tokenizer's, or another shape than
             the configuration's.
     """
-    folder = config.llm.folder
+    folder = llm_folder(config.llm.asset) if config.llm.asset else config.llm.folder
     if folder is not None:
         if not Path(folder).is_dir():
             raise ValueError(f"model.llm.folder {folder} does not exist; give a Hugging Face folder")
@@ -149,6 +159,10 @@ class UnifiedLM(nn.Module):
             nn.init.normal_(self.port.weight, std=0.02)
         # The embedding lives in the split module alone; transformers is always given vectors.
         self.blocks.embed_tokens = None
+        if config.lora:
+            add_lora(self.blocks, config.lora, seed + 2)
+        if config.checkpoint_activations:
+            self.blocks.gradient_checkpointing_enable({"use_reentrant": False})
 
     def forward(self, batch: PackedBatch) -> LMOutput:
         """The mean next-token loss over all learned tokens of all ranks, and of all of a step's micro-batches."""

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.documents import DocumentMaker
+from lavit.data.llms import llm_folder
 from lavit.data.mixture import Mixture
 from lavit.data.shards import Shards
 from lavit.data.text import open_text_tokenizer
@@ -133,7 +134,8 @@ class Workspace:
 
     def text_tokenizer(self):
         text = self.experiment.pretrain.text
-        return open_text_tokenizer(text.folder or self.run / "pretrain" / "text")
+        given = llm_folder(text.asset) if text.asset else text.folder
+        return open_text_tokenizer(given or self.run / "pretrain" / "text")
 
     def new_model(self) -> UnifiedLM:
         e = self.experiment

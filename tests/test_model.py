@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lavit.layers.lora import LoRAConfig
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM, build_llm, isolation_mask
 from lavit.tokens import IGNORE, PackedBatch, Slots
+from lavit.training.optimizer import OptimizerConfig, optimizer_for
 from lavit.vocabulary import Vocabulary
 
 TEXT, CODES, WIDTH = 11, 4, 3
@@ -157,3 +159,40 @@ def test_operations_are_those_that_pytorch_counts():
     for parameter in model.blocks.parameters():
         parameter.requires_grad_(False)
     assert model.flops(batch) < 0.75 * counter.get_total_flops(), "frozen weights have no gradient"
+
+
+def test_checkpointed_activations_give_the_same_gradients_and_keep_less():
+    def run(checkpointed: bool) -> tuple[dict[str, torch.Tensor], int]:
+        model = UnifiedLM(
+            ModelConfig(LLMConfig(scratch=SCRATCH), checkpoint_activations=checkpointed), VOCABULARY, WIDTH
+        )
+        kept = 0
+
+        def keep(tensor):
+            nonlocal kept
+            kept += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model.train()(example()).loss
+        loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, kept
+
+    (plain, all_kept), (again, less_kept) = run(False), run(True)
+    assert plain.keys() == again.keys() and len(plain) > 10
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, atol=1e-6, rtol=1e-6, msg=name)
+    assert less_kept < 0.6 * all_kept
+
+
+def test_lora_trains_adapters_rows_and_port_and_leaves_the_language_model():
+    model = UnifiedLM(ModelConfig(LLMConfig(scratch=SCRATCH), lora=LoRAConfig(rank=2)), VOCABULARY, WIDTH)
+    torch.testing.assert_close(model(example()).loss, unified()(example()).loss)
+    optimizer = optimizer_for(
+        model, OptimizerConfig(lr=0.1, weight_decay=0.0, frozen=["embedding.text.*", "head.text"])
+    )
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model(example()).loss.backward()
+    optimizer.step()
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved and all("lora_B" in name or name.startswith(("embedding.new", "head.new")) for name in moved)

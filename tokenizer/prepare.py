@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from lavit.data.assets import fetch
+from lavit.data.llms import llm_folder
 from lavit.data.prepare import DataConfig, left_out_words, prepare
 from lavit.data.sources import fetch_source
 from lavit.experiment import Experiment, run_stage
@@ -26,6 +27,8 @@ def main(experiment: Experiment, run: Path) -> None:
     with FolderLock(folder):
         with stage_clock(work.folder("assets")):
             fetch_assets(experiment.data, experiment.tokenizer.model.encoder.weights.asset, folder)
+            if experiment.pretrain.model.llm.asset:
+                llm_folder(experiment.pretrain.model.llm.asset)
         with stage_clock(folder):
             indices = write_shards(experiment.data, folder)
             require_splits(indices, folder)

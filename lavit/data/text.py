@@ -23,8 +23,11 @@ class TrainedTextConfig:
 
 @dataclass
 class TextTokenizerConfig(OneOf):
+    """One trained on the training texts, that of a Hugging Face folder, or the one of a packaged language model."""
+
     trained: TrainedTextConfig | None = None
     folder: str | None = None
+    asset: str | None = None
 
 
 def train_text_tokenizer(texts: Iterable[str], config: TrainedTextConfig) -> PreTrainedTokenizerFast:

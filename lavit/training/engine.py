@@ -30,13 +30,16 @@ class TrainConfig:
     """One training stage. ``batch`` is items a step over all ranks and accumulation steps.
 
     The newest ``keep_checkpoints`` are kept, and the one with the least validation loss where there is validation:
-    every ``validate_every`` steps and at the end, never if 0. ``workers`` processes a rank make batches ahead of time.
+    every ``validate_every`` steps and at the end, never if 0. A GPU's optimizer state (from ZeRO 1 on) and parameters
+    (ZeRO 3) may be offloaded to the CPU's memory. ``workers`` processes a rank make batches ahead of time.
     """
 
     steps: int = 400
     batch: int = 32
     accumulate: int = 1
     zero_stage: int = 0
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
     precision: str = "fp32"
     checkpoint_every: int = 100
     keep_checkpoints: int = 1
@@ -123,6 +126,8 @@ def build_engine(model: nn.Module, config: TrainConfig, world: int, universal: b
             f"optimizer.muon needs zero_stage 0, not {config.zero_stage}: ZeRO cuts the matrices that Muon "
             "orthogonalizes; choose zero_stage: 0 or muon: null"
         )
+    if config.offload_optimizer and not config.zero_stage or config.offload_parameters and config.zero_stage != 3:
+        raise ValueError(f"offload_optimizer needs zero_stage 1 to 3 and offload_parameters 3, not {config.zero_stage}")
     optimizer = optimizer_for(model, opt)
     trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     settings = {
@@ -130,8 +135,15 @@ def build_engine(model: nn.Module, config: TrainConfig, world: int, universal: b
         "gradient_accumulation_steps": config.accumulate,
         "gradient_clipping": opt.clip,
         # By default ZeRO allocates a bucket of 5e8 numbers at every step, however small the model is.
-        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": min(trained, 5 * 10**8)},
+        "zero_optimization": {
+            "stage": config.zero_stage,
+            "reduce_bucket_size": min(trained, 5 * 10**8),
+            **({"offload_optimizer": {"device": "cpu"}} if config.offload_optimizer else {}),
+            **({"offload_param": {"device": "cpu"}} if config.offload_parameters else {}),
+        },
         "zero_allow_untested_optimizer": True,
+        # The CPU steps offloaded states with PyTorch's own fused AdamW.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
         "checkpoint": {"load_universal": universal},

@@ -7,13 +7,14 @@ undertrained after a few hundred steps are far better with it (docs/results.md).
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+
+from lavit.config import matching
 
 
 @dataclass
@@ -48,18 +49,6 @@ class OptimizerConfig:
     scale: dict[str, float] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
     muon: MuonConfig | None = None
-
-
-def matching(names: list[str], glob: str, key: str) -> list[str]:
-    """The names that a glob matches.
-
-    Raises:
-        ValueError: it matches none, with the names there are.
-    """
-    found = fnmatch.filter(names, glob)
-    if not found:
-        raise ValueError(f"{key}: '{glob}' matches no parameter; there are {', '.join(names[:6])}, …")
-    return found
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from lavit.config import matching
 from lavit.training.optimizer import (
     MuonConfig,
     OptimizerConfig,
     learning_rate_factor,
-    matching,
     optimizer_for,
     parameter_groups,
 )

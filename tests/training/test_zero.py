@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 10
 TIED, UNTIED = {"tied": True}, {"tied": False}
 STAGES = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
+STAGES |= {"offloaded": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}}
 
 # What the processes below run: `python -m probe '{"name": {settings}, ...}'` trains once for each name.
 PROBE = '''
