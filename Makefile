@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 LAUNCH = $(RUN) -m lavit.launch
 LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTFILE)) -- $(CONFIG) $(ARGS)
 
-.PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain decoder \
+.PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune decoder \
 	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers \
 	plan bench report
 
@@ -49,6 +49,9 @@ extract: setup
 
 pretrain: setup
 	@$(LAUNCH) pretrain.train $(LAUNCHED)
+
+finetune: setup
+	@$(LAUNCH) pretrain.finetune $(LAUNCHED)
 
 decoder: setup
 	@$(LAUNCH) tokenizer.train_decoder $(LAUNCHED)

@@ -49,7 +49,7 @@ def main(experiment: Experiment, run: Path) -> None:
 def views(work: Workspace, split: str, numbers: list[int]) -> list[Picture]:
     """Extracted tokens of some pictures."""
     codes = work.codes("captions", split)
-    return [Picture(codes.codes(n), codes.features(n)) for n in numbers]
+    return [codes.picture(n) for n in numbers]
 
 
 def prior_views(work: Workspace) -> list[Picture]:

@@ -14,6 +14,8 @@ from lavit.runs import read_json
 def collect(runs: list[Path]) -> dict[str, dict[str, Any]]:
     """Group → figure → {mean, std, values} over the runs' metrics.json; std is the sample's, 0 for one run.
 
+    A run that lacks a figure of the first, the seconds of a stage that it took over, is left out of that figure.
+
     Raises:
         ValueError: a run without metrics.json.
     """
@@ -25,7 +27,8 @@ def collect(runs: list[Path]) -> dict[str, dict[str, Any]]:
     for group, figures in all_metrics[0].items():
         for name, value in figures.items() if isinstance(figures, dict) else ():
             if isinstance(value, int | float) and not isinstance(value, bool):
-                values = [metrics[group][name] for metrics in all_metrics]
+                found = [metrics.get(group, {}).get(name) for metrics in all_metrics]
+                values = [value for value in found if value is not None]
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 table.setdefault(group, {})[name] = {"mean": statistics.mean(values), "std": spread, "values": values}
     return table

@@ -21,6 +21,7 @@ from lavit.experiment import Experiment, load_experiment
 from lavit.model import UnifiedLM, isolation_mask, llama_of
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.tokens import Slots
 from lavit.training.engine import TrainConfig
 from lavit.training.optimizer import parameter_groups
 
@@ -151,7 +152,7 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
         model = UnifiedLM(config, vocabulary, tokenizer.merger.width, llm=llm)
         states = torch.empty(1, length, model.blocks.config.hidden_size)
         ids = torch.zeros(1, length, dtype=torch.int64)
-        fed = torch.empty(words, tokenizer.merger.width)
+        fed = Slots(torch.arange(words), torch.empty(words, tokenizer.merger.width))
     mark_frozen(model, train)
 
     def blocks() -> Tensor:

@@ -5,6 +5,7 @@ The documents are those of a finished run (``make demo`` first); the model is sm
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -20,7 +21,7 @@ import psutil
 import torch
 
 from lavit.launch import launch_environment
-from lavit.runs import is_done, read_progress
+from lavit.runs import is_done
 from lavit.training.engine import latest_checkpoint
 
 RUN = Path("runs/demo")
@@ -34,8 +35,8 @@ def resume(run: Path = RUN, kills: int = 20, steps: int = 1200, seed: int = 0) -
     """Figures of interruptions at random moments: ``kills`` of them, fewer if the training ends before.
 
     ``identical`` is 1.0 if weights, the optimizer's state and every line of the log are those of a training that was
-    left alone, bit for bit; ``orphans`` processes were alive a minute after a signal; ``exit_seconds`` is
-    the longest that a training took to end after one; ``steps_repeated`` were made again in all.
+    left alone, bit for bit; ``orphans`` processes were alive a minute after a signal; ``exit_seconds`` is the longest
+    that a training took to end after one; ``steps_repeated`` were made again in all.
 
     Raises:
         ValueError: there is no finished run, or a training fails.
@@ -49,12 +50,13 @@ def resume(run: Path = RUN, kills: int = 20, steps: int = 1200, seed: int = 0) -
         orphans, longest, repeated, struck = 0, 0.0, 0, 0
         while struck < kills:
             process = _start(run, killed, steps)
-            _wait_for(process, killed, draw.randint(0, steps // kills), draw.random())
+            _wait_for(process, killed, draw.randint(0, steps // kills))
             if is_done(killed / "pretrain"):
                 break
             family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
             start = time.monotonic()
-            draw.choice(family).send_signal(SIGNALS[struck % len(SIGNALS)])
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                draw.choice(family).send_signal(SIGNALS[struck % len(SIGNALS)])
             struck += 1
             left = psutil.wait_procs(family, timeout=PATIENCE)[1]
             process.wait()
@@ -99,26 +101,22 @@ def _finish(run: Path, copy: Path, steps: int) -> None:
         raise ValueError(f"the training failed: {(copy / 'log.txt').read_text()[-2000:]}")
 
 
-def _reached(copy: Path) -> int:
-    """Steps of which the training has told so far."""
-    state = read_progress(copy / "pretrain")
-    return state.done if state else 0
-
-
 def _logged(copy: Path) -> int:
-    """Steps in the training's log."""
+    """Steps in the training's log, of which the last line may be cut."""
     path = copy / "pretrain" / "log.jsonl"
-    return path.read_text().count("\n") if path.is_file() else 0
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.is_file() else []
+    return json.loads(whole[-1])["step"] + 1 if whole else 0
 
 
-def _wait_for(process: subprocess.Popen, copy: Path, more: int, seconds: float) -> None:
-    """Until ``more`` steps and then ``seconds`` have passed, or the training has ended."""
-    first = _reached(copy)
-    while process.poll() is None and _reached(copy) < first + more:
-        time.sleep(0.05)
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
+def _wait_for(process: subprocess.Popen, copy: Path, more: int) -> None:
+    """Until ``more`` steps have passed, or the training has ended.
+
+    Raises:
+        ValueError: it failed.
+    """
+    first = _logged(copy)
+    while process.poll() is None and _logged(copy) < first + more:
+        time.sleep(0.01)
     if process.poll():
         raise ValueError(f"the training failed: {(copy / 'log.txt').read_text()[-2000:]}")
 

@@ -11,7 +11,7 @@ from lavit.data.order import generator_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.retrieval import derangements
 from lavit.metrics.vqa import vqa_accuracy
-from lavit.pipeline import LaVIT, Picture
+from lavit.pipeline import LaVIT
 from lavit.runs import Progress, write_json
 from lavit.workspace import Workspace
 
@@ -27,7 +27,7 @@ def main(experiment: Experiment, run: Path) -> None:
     picked = torch.randperm(len(asked), generator=generator_for(experiment.seed))[: cfg.questions].tolist()
     asked = [asked[i] for i in sorted(picked)]
     questions, answers = [q["question"] for _, q in asked], [q["answers"] for _, q in asked]
-    seen = [Picture(codes.codes(n), codes.features(n)) for n, _ in asked]
+    seen = [codes.picture(n) for n, _ in asked]
     progress = Progress(folder, 2, "passes")
     given = system.answer(seen, questions, cfg.text)
     progress.update(1)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lavit import config as configuration
+from lavit.data.documents import READ
 from lavit.data.mixture import MixtureConfig
 from lavit.data.prepare import DataConfig
 from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
@@ -43,7 +44,7 @@ class PretrainStage:
     """Stage 2. A batch is ``train.batch`` documents, packed into rows of ``row`` tokens.
 
     A text that is too long for a row beside its image is cut at the end. An image that is there to be understood is
-    ``read`` as features or as ids. ``validation`` documents of every kind are
+    ``read`` as features, as ids, or not at all, for a model to compare with. ``validation`` documents of every kind are
     read where ``train.validate_every`` asks for it.
     """
 
@@ -54,6 +55,17 @@ class PretrainStage:
     row: int = 256
     read: str = "features"
     validation: int = 64
+
+
+@dataclass
+class FinetuneStage:
+    """A run that goes on from another one, ``start``, in place of a stage 2 of its own.
+
+    It takes that run's data, tokenizer and extracted tokens as they are, and begins with its language model's weights;
+    ``pretrain`` says how it is trained further.
+    """
+
+    start: str | None = None
 
 
 @dataclass
@@ -105,6 +117,7 @@ class Experiment:
     tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     pretrain: PretrainStage = field(default_factory=PretrainStage)
+    finetune: FinetuneStage = field(default_factory=FinetuneStage)
     decoder: DecoderStage = field(default_factory=DecoderStage)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -118,6 +131,7 @@ OWNERS = {
     "extraction": "",
     "extraction.features": "extract",
     "pretrain": "pretrain",
+    "finetune": "pretrain",
     "decoder": "decoder",
     "evaluation": "eval",
 }
@@ -147,8 +161,12 @@ def check(experiment: Experiment) -> None:
             f"pretrain.row is {e.pretrain.row}, too short for an image of {patches} patches and a text; "
             f"it must be at least {patches + LEAST_TEXT}"
         )
-    if e.pretrain.read not in ("features", "ids"):
-        raise ValueError(f"pretrain.read '{e.pretrain.read}' is unknown; choose features or ids")
+    if e.pretrain.read not in READ:
+        raise ValueError(f"pretrain.read '{e.pretrain.read}' is unknown; choose {', '.join(READ)}")
+    if e.pretrain.model.port not in ("features", "patches"):
+        raise ValueError(f"pretrain.model.port '{e.pretrain.model.port}' is unknown; choose features or patches")
+    if e.pretrain.model.port == "patches" and not e.tokenizer.cache_features:
+        raise ValueError("pretrain.model.port: patches reads them from disk; set tokenizer.cache_features: true")
     llm, text = e.pretrain.model.llm, e.pretrain.text
     if llm.asset != text.asset:
         raise ValueError(

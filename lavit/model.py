@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from lavit.config import OneOf
 from lavit.data.llms import llm_folder
 from lavit.layers.lora import LoRAConfig, add_lora
+from lavit.layers.port import Port
 from lavit.layers.ranks import mean_over_ranks
 from lavit.layers.rows import SplitEmbedding, SplitHead
-from lavit.tokens import IGNORE, PackedBatch, Slots
+from lavit.tokens import IGNORE, PackedBatch
 from lavit.vocabulary import Vocabulary
 
 
@@ -64,7 +65,8 @@ class ModelConfig:
     """``shape`` is checked against the model in ``llm.folder``, if both are given.
 
     ``lora`` puts adapters into the language model's blocks, which stay otherwise. ``checkpoint_activations`` keeps only
-    what enters each block for the backward pass, which computes the rest again (arXiv 1604.06174).
+    what enters each block for the backward pass, which computes the rest again (arXiv 1604.06174). ``port`` says what
+    is read of a picture: "features" that the tokenizer merged, or "patches", which a merger of the port's own merges.
     ``z_loss`` weighs log²Z of the softmax's denominator Z in the loss (PaLM, arXiv 2204.02311, section 5).
     """
 
@@ -73,6 +75,7 @@ class ModelConfig:
     z_loss: float = 0.0
     lora: LoRAConfig | None = None
     checkpoint_activations: bool = False
+    port: str = "features"
 
 
 class LMOutput(NamedTuple):
@@ -134,7 +137,7 @@ class UnifiedLM(nn.Module):
     """Next-token prediction over text and visual words.
 
     The blocks are those of ``llm``, by default the one of the configuration; its embedding and head become the text
-    part of the split ones.
+    part of the split ones. ``feature_width`` is D of what the port projects, ``merger`` what it merges patches with.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class UnifiedLM(nn.Module):
         feature_width: int,
         seed: int = 0,
         llm: nn.Module | None = None,
+        merger: nn.Module | None = None,
     ):
         super().__init__()
         llm = llm or build_llm(config, vocabulary.text_size, seed)
@@ -155,8 +159,7 @@ class UnifiedLM(nn.Module):
             torch.manual_seed(seed + 1)
             self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary)
             self.head = SplitHead(llm.get_output_embeddings(), vocabulary, config.z_loss)
-            self.port = nn.Linear(feature_width, llm.config.hidden_size)
-            nn.init.normal_(self.port.weight, std=0.02)
+            self.port = Port(feature_width, llm.config.hidden_size, merger)
         # The embedding lives in the split module alone; transformers is always given vectors.
         self.blocks.embed_tokens = None
         if config.lora:
@@ -211,14 +214,12 @@ class UnifiedLM(nn.Module):
         Raises:
             ValueError: more or fewer vectors than places.
         """
-        x = self.embedding(ids)
-        # Nothing to feed still passes through the port: under ZeRO all ranks must reduce the same gradients.
-        nothing = Slots(ids.new_zeros(0), x.new_zeros(0, self.port.in_features))
-        slots = batch.slots.get("image", nothing)
-        if len(slots.index) != len(slots.features):
-            raise ValueError(f"{len(slots.index)} places are fed with {len(slots.features)} feature vectors")
-        fed = self.port(slots.features.to(self.port.weight.dtype)).to(x.dtype)
-        return x.flatten(0, 1).index_copy(0, slots.index, fed).unflatten(0, x.shape[:2])
+        x, slots = self.embedding(ids), batch.slots.get("image")
+        fed = self.port(slots).to(x.dtype)
+        index = ids.new_zeros(0) if slots is None else slots.index
+        if len(index) != len(fed):
+            raise ValueError(f"{len(index)} places are fed with {len(fed)} feature vectors")
+        return x.flatten(0, 1).index_copy(0, index, fed).unflatten(0, x.shape[:2])
 
 
 def matrix_sizes(module: nn.Module) -> int:

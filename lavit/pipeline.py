@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -13,18 +11,10 @@ from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.tokenizers.codes import pad_codes
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.tokens import Feed, Tokens
+from lavit.tokens import Picture, Tokens
 from lavit.workspace import Workspace
 
 BATCH = 64
-
-
-@dataclass
-class Picture:
-    """An image as the language model sees it: codes (n,) int64 and merged features (n, D) float32."""
-
-    codes: Tensor
-    features: Tensor
 
 
 class LaVIT:
@@ -40,7 +30,7 @@ class LaVIT:
         renderer: DiffusionRenderer | None,
         text,
         row: int,
-        read: Feed = Feed.FEATURES,
+        read: str = "features",
     ):
         self.tokenizer, self.model, self.renderer, self.text, self.row = tokenizer, model, renderer, text, row
         self.maker = DocumentMaker(model.vocabulary, text, row, read)
@@ -50,24 +40,28 @@ class LaVIT:
         """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
         renderer = work.renderer() if renders else None
         stage = work.experiment.pretrain
-        read = Feed[stage.read.upper()]
-        return cls(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), stage.row, read)
+        return cls(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), stage.row, stage.read)
 
     def look(self, inputs: Tensor) -> list[Picture]:
         """Images (B, 3, S, S) in [0, 1], or their standardized features (B, P, D), as pictures."""
         with torch.no_grad():
-            tokens: Tokens = self.tokenizer.encode_features(self.tokenizer.patch_features(inputs))
-        rows = zip(self.tokenizer.words(tokens), tokens.features, tokens.keep, strict=True)
-        return [Picture(words[keep], features[keep]) for words, features, keep in rows]
+            patches = self.tokenizer.patch_features(inputs)
+            tokens: Tokens = self.tokenizer.encode_features(patches)
+        if not self.model.port.merges:
+            rows = zip(self.tokenizer.words(tokens), tokens.features, tokens.keep, strict=True)
+            return [Picture(words[real], features[real]) for words, features, real in rows]
+        kept = torch.zeros(patches.shape[:2], dtype=torch.bool).scatter_add_(1, tokens.position, tokens.keep)
+        rows = zip(self.tokenizer.words(tokens), patches, kept, tokens.keep, strict=True)
+        return [Picture(words[real], features, keep) for words, features, keep, real in rows]
 
     def caption(self, pictures: list[Picture], plan: TextPlan) -> list[str]:
         """A caption each, written greedily."""
-        return self._write([self.maker.caption_prompt(p.codes, p.features) for p in pictures], plan)
+        return self._write([self.maker.caption_prompt(p) for p in pictures], plan)
 
     def answer(self, pictures: list[Picture], questions: list[str], plan: TextPlan) -> list[str]:
         """An answer to each picture's question."""
         pairs = zip(pictures, questions, strict=True)
-        return self._write([self.maker.question_prompt(p.codes, p.features, q) for p, q in pairs], plan)
+        return self._write([self.maker.question_prompt(p, q) for p, q in pairs], plan)
 
     def _write(self, prompts: list[Document], plan: TextPlan) -> list[str]:
         texts: list[str] = []
@@ -78,9 +72,9 @@ class LaVIT:
 
     def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
         """(pictures, captions) float32 log-likelihoods of every caption of every picture."""
-        prompts = [self.maker.caption_prompt(picture.codes, picture.features) for picture in pictures]
+        prompts = [self.maker.caption_prompt(picture) for picture in pictures]
         longest = max(pictures, key=lambda picture: len(picture.codes))
-        ids = [self.maker.image_text(longest.codes, longest.features, caption)[1].ids for caption in captions]
+        ids = [self.maker.image_text(longest, caption)[1].ids for caption in captions]
         parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
         return torch.cat([continuation_likelihood(self.model, part, ids) for part in parts])
 
@@ -105,7 +99,7 @@ class LaVIT:
         seen = [
             p for start in range(0, len(drawn), BATCH) for p in self.look(self.features(drawn[start : start + BATCH]))
         ]
-        documents = [self.maker.image_text(p.codes, p.features, t) for p, t in zip(seen, repeated, strict=True)]
+        documents = [self.maker.image_text(p, t) for p, t in zip(seen, repeated, strict=True)]
         best = log_likelihood(self.model, documents, self.row).view(-1, candidates).argmax(1).tolist()
         return [drawn[i * candidates + b] for i, b in enumerate(best)]
 

@@ -31,6 +31,21 @@ class Tokens(NamedTuple):
     position: Tensor | None
 
 
+class Picture(NamedTuple):
+    """A picture as a language model is shown it.
+
+    Attributes:
+        codes: (n,) int64 visual words.
+        features: (n, D) float merged features, for a port that projects them; or all encoder patches (P, D), for one
+            that merges them itself.
+        keep: (P,) bool which of the patches became words; None with merged features.
+    """
+
+    codes: Tensor
+    features: Tensor
+    keep: Tensor | None = None
+
+
 class Feed(IntEnum):
     """What enters the language model at a span's places."""
 
@@ -51,9 +66,11 @@ class Span(NamedTuple):
     Attributes:
         modality: "text" or "image".
         ids: (n,) int64 global ids; where vectors are fed they are only placeholders or targets.
-        features: (n, D) float vectors that the modality's port projects, aligned with ``ids``; None for Feed.IDS.
+        features: float, what the modality's port reads: (n, D) aligned with ``ids``, or with ``keep`` patches (P, D),
+            of which the kept are aligned with them; None for Feed.IDS.
         feed: what enters the model.
         learn: what is predicted.
+        keep: (P,) bool, with patches.
     """
 
     modality: str
@@ -61,6 +78,7 @@ class Span(NamedTuple):
     features: Tensor | None = None
     feed: Feed = Feed.IDS
     learn: Learn = Learn.IDS
+    keep: Tensor | None = None
 
 
 class Slots(NamedTuple):
@@ -68,11 +86,13 @@ class Slots(NamedTuple):
 
     Attributes:
         index: (S,) int64 flat places in B*T, increasing.
-        features: (S, D) float vectors for the port.
+        features: (S, D) float vectors for the port; or of I images (I, P, D) patches.
+        keep: (I, P) bool, S of them True, in the order of ``index``; None with vectors.
     """
 
     index: Tensor
     features: Tensor
+    keep: Tensor | None = None
 
 
 class PackedBatch(NamedTuple):

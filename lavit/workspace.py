@@ -29,15 +29,15 @@ from lavit.data.llms import llm_folder
 from lavit.data.mixture import Mixture
 from lavit.data.shards import Shards
 from lavit.data.text import open_text_tokenizer
+from lavit.data.texts import TextSet
 from lavit.experiment import Experiment
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.runs import Progress, stage_folder
-from lavit.tokenizers.codes import CodeSet
+from lavit.tokenizers.codes import CodeSet, PatchCodeSet
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.tokens import Feed
 from lavit.training.weights import file_digest, load_weights
 from lavit.vocabulary import Vocabulary
 
@@ -95,8 +95,12 @@ class Workspace:
         return torch.from_numpy(np.load(path))
 
     def codes(self, part: str, split: str) -> CodeSet:
-        """The extracted tokens of a split, by the numbers of its pictures."""
-        return CodeSet([self.code_folder(part, tar) for tar in self.shards(part, split).paths])
+        """The extracted tokens of a split, by the numbers of its pictures, with what the port reads of them."""
+        folders = [self.code_folder(part, tar) for tar in self.shards(part, split).paths]
+        if self.experiment.pretrain.model.port == "features":
+            return CodeSet(folders)
+        pictures, size = self.pictures(part, split), self.experiment.tokenizer.model.encoder.image_size
+        return PatchCodeSet(folders, lambda number: pictures.inputs([number], size)[0])
 
     def code_folder(self, part: str, tar: Path) -> Path:
         """Where the codes of a tar of pictures are."""
@@ -140,7 +144,9 @@ class Workspace:
     def new_model(self) -> UnifiedLM:
         e = self.experiment
         vocabulary = e.tokenizer.model.vocabulary(len(self.text_tokenizer()))
-        return UnifiedLM(e.pretrain.model, vocabulary, e.tokenizer.model.merger.width, e.seed)
+        # The port's merger begins as the tokenizer's, whose own stays as it is and makes the ids.
+        merger = self.tokenizer().merger if e.pretrain.model.port == "patches" else None
+        return UnifiedLM(e.pretrain.model, vocabulary, e.tokenizer.model.merger.width, e.seed, merger=merger)
 
     def model(self) -> UnifiedLM:
         """The pretrained language model, in evaluation mode."""
@@ -158,8 +164,9 @@ class Workspace:
         questions = None
         if "vqa" in described:
             questions = (self.codes("vqa", split), [meta for _, meta in described["vqa"]])
-        maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row, Feed[stage.read.upper()])
-        return Mixture(maker, captions, questions, stage.mixture)
+        maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row, stage.read)
+        texts = TextSet(self.run / "data" / "text", split) if self.experiment.data.text else None
+        return Mixture(maker, captions, questions, stage.mixture, texts)
 
     def new_renderer(self) -> DiffusionRenderer:
         e = self.experiment

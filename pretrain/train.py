@@ -13,6 +13,7 @@ from lavit.data.order import Place
 from lavit.data.packing import document_length, pack, rows_for, with_common_total
 from lavit.data.text import train_text_tokenizer
 from lavit.experiment import Experiment, run_stage
+from lavit.model import UnifiedLM
 from lavit.runs import is_done, mark_done
 from lavit.tokens import PackedBatch
 from lavit.training.engine import start_processes
@@ -23,7 +24,7 @@ from lavit.workspace import Workspace
 
 
 def main(experiment: Experiment, run: Path) -> None:
-    work, stage, seed = Workspace(experiment, run), experiment.pretrain, experiment.seed
+    work = Workspace(experiment, run)
     folder = work.folder("pretrain")
     if is_done(folder):
         return
@@ -31,7 +32,12 @@ def main(experiment: Experiment, run: Path) -> None:
     if rank == 0:
         make_text_tokenizer(work, folder)
     torch.distributed.barrier()
-    model = work.new_model()
+    pretrain(work, work.new_model(), rank)
+
+
+def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
+    """Train ``model`` as the ``pretrain`` section says, from the weights that it has."""
+    stage, seed, folder = work.experiment.pretrain, work.experiment.seed, work.folder("pretrain")
     mixture = work.mixture(model.vocabulary)
 
     @functools.lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from lavit.data.packing import pack
 from lavit.generation import ImagePlan, TextPlan, draw_codes, log_likelihood, write_text
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
 from lavit.tokenizers.places import Places, PlacesConfig
-from lavit.tokens import Learn, Span
+from lavit.tokens import Learn, Picture, Span
 from lavit.vocabulary import Vocabulary
 
 TEXT, CODES, WIDTH = 12, 9, 3
@@ -40,18 +40,18 @@ def model() -> UnifiedLM:
     return made
 
 
-def picture(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def picture(n: int, seed: int = 0) -> Picture:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(CODES, (n,), generator=generator), torch.randn(n, WIDTH, generator=generator)
+    return Picture(torch.randint(CODES, (n,), generator=generator), torch.randn(n, WIDTH, generator=generator))
 
 
 def text_prompts() -> list:
     """Of unequal length, with fed pictures and without."""
     return [
-        MAKER.caption_prompt(*picture(2)),
-        MAKER.question_prompt(*picture(5, 1), "3 4 5"),
+        MAKER.caption_prompt(picture(2)),
+        MAKER.question_prompt(picture(5, 1), "3 4 5"),
         [Span("text", torch.tensor([0, 7, 8]))],
-        MAKER.caption_prompt(*picture(1, 2)),
+        MAKER.caption_prompt(picture(1, 2)),
         [Span("text", torch.tensor([0]))],
     ]
 
@@ -213,12 +213,12 @@ def test_prompt_that_begins_no_image(model):
 
 def test_log_likelihood_is_the_sum_over_learned_tokens_alone(model):
     documents = [
-        MAKER.image_text(*picture(3), "4 5"),
+        MAKER.image_text(picture(3), "4 5"),
         MAKER.text_image("6 7 8", picture(2)[0]),
         MAKER.text_only("9"),
-        MAKER.question_answer(*picture(1), "2 3", "10 11"),
+        MAKER.question_answer(picture(1), "2 3", "10 11"),
         MAKER.image_only(picture(6)[0]),
-        MAKER.image_text(*picture(2, 5), "5"),
+        MAKER.image_text(picture(2, 5), "5"),
     ]
     expected = []
     for document in documents:

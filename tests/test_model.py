@@ -76,7 +76,7 @@ def test_fed_features_replace_the_rows_of_their_ids(model):
     slots = {"image": Slots(torch.tensor([3, 4]), features)}
     x = model.embed(example().ids, example(slots))
     plain = model.embedding(example().ids)
-    torch.testing.assert_close(x[0, 3:5], model.port(features))
+    torch.testing.assert_close(x[0, 3:5], model.port.proj(features))
     assert torch.equal(x[0, [0, 1, 2, 5]], plain[0, [0, 1, 2, 5]])
     # The ids below are placeholders: other ones give the same.
     other = example(slots)._replace(ids=torch.tensor([[0, 3, 11, 14, 16, 5]]))
@@ -94,7 +94,7 @@ def test_every_parameter_has_a_gradient_whatever_the_batch_holds(model):
         model.zero_grad(set_to_none=True)
         model(example(slots)).loss.backward()
         assert [name for name, p in model.named_parameters() if p.grad is None] == []
-        assert bool(model.port.weight.grad.abs().sum() > 0) == bool(slots)
+        assert bool(model.port.proj.weight.grad.abs().sum() > 0) == bool(slots)
 
 
 def test_isolation_mask():

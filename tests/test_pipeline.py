@@ -6,13 +6,14 @@ import torch
 from lavit.data.text import TrainedTextConfig, train_text_tokenizer
 from lavit.generation import ImagePlan, TextPlan, log_likelihood
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
-from lavit.pipeline import LaVIT, Picture
+from lavit.pipeline import LaVIT
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer, UNetConfig
 from lavit.tokenizers.decoder import FeatureDecoderConfig
 from lavit.tokenizers.encoders import EncoderConfig, LayerConfig, WeightsConfig
 from lavit.tokenizers.merger import MergerConfig
 from lavit.tokenizers.quantizer import QuantizerConfig
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+from lavit.tokens import Picture
 from lavit.vocabulary import Vocabulary
 
 PATCHES, WIDTH, CODES = 16, 24, 12
@@ -78,7 +79,7 @@ def test_caption_scores_are_log_likelihoods(system, monkeypatch):
     scores = system.caption_scores(seen, [*TEXTS, ""])
     assert scores.shape == (3, 4) and (scores < 0).all()
     for picture, row in zip(seen, scores, strict=True):
-        documents = [system.maker.image_text(picture.codes, picture.features, text) for text in [*TEXTS, ""]]
+        documents = [system.maker.image_text(picture, text) for text in [*TEXTS, ""]]
         torch.testing.assert_close(row, log_likelihood(system.model, documents, 64), atol=1e-4, rtol=0)
 
 

@@ -70,15 +70,17 @@ def test_modules_exist():
 
 def test_example_configs_load(tmp_path):
     examples = [text for language, text in FENCED.findall(README) if language == "yaml"]
-    assert examples
+    found = []
     for path in (ROOT / "configs" / "lavit").glob("*.yaml"):
         shutil.copy(path, tmp_path)
     for index, text in enumerate(examples):
         path = tmp_path / f"example{index}.yaml"
         path.write_text(text)
-        experiment = load_experiment(path)
-        assert {source.chosen()[0] for source in experiment.data.sources} == {"folder", "coco_captions", "img2dataset"}
-        assert experiment.data.vqa.chosen()[0] == "vqav2"
+        found.append(load_experiment(path))
+    images, language = found
+    assert {source.chosen()[0] for source in images.data.sources} == {"folder", "coco_captions", "img2dataset"}
+    assert images.data.vqa.chosen()[0] == "vqav2"
+    assert language.pretrain.model.llm.asset == language.pretrain.text.asset == "smollm2"
 
 
 def test_settings_told_exist():

@@ -226,7 +226,8 @@ def encode_shard(
 ) -> None:
     """Make one shard; pictures that cannot be read get no tokens, and are named in the log and in the shard."""
     keys, read = job.open()
-    pictures = [Extracted(torch.zeros(0, dtype=torch.int64), torch.zeros(0, tokenizer.config.merger.width))] * len(keys)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    pictures = [Extracted(nothing, torch.zeros(0, tokenizer.config.merger.width), nothing)] * len(keys)
     skipped: dict[str, str] = {}
     for first in range(0, len(keys), config.batch):
         numbers = list(range(first, min(first + config.batch, len(keys))))
@@ -244,8 +245,9 @@ def encode_shard(
 def tokens_of(tokenizer: Tokenizer, inputs: Tensor) -> list[Extracted]:
     """The tokens of a batch of inputs, on the CPU."""
     tokens = tokenizer.encode_features(tokenizer.patch_features(inputs.to(tokenizer.channel_weight.device)))
-    rows = zip(tokenizer.words(tokens).cpu(), tokens.features.float().cpu(), tokens.keep.cpu(), strict=True)
-    return [Extracted(words[keep], features[keep]) for words, features, keep in rows]
+    parts = (tokenizer.words(tokens), tokens.features.float(), tokens.position, tokens.keep)
+    rows = zip(*(part.cpu() for part in parts), strict=True)
+    return [Extracted(words[keep], features[keep], places[keep]) for words, features, places, keep in rows]
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from lavit.data.assets import fetch
 from lavit.data.llms import llm_folder
 from lavit.data.prepare import DataConfig, left_out_words, prepare
 from lavit.data.sources import fetch_source
+from lavit.data.texts import write_texts
 from lavit.experiment import Experiment, run_stage
 from lavit.runs import FolderLock, Progress, end_with_parent, is_done, mark_done, stage_clock
 from lavit.tokenizers.encoders import check_encoder
@@ -32,6 +33,8 @@ def main(experiment: Experiment, run: Path) -> None:
         with stage_clock(folder):
             indices = write_shards(experiment.data, folder)
             require_splits(indices, folder)
+            if experiment.data.text:
+                write_texts(experiment.data.text, experiment.data.split, folder / "text")
             work.cache_features()
         counts = {name: index["counts"] for name, index in indices.items()}
         mark_done(folder, {"counts": counts, "note": left_out_words(indices, folder)})

@@ -10,25 +10,29 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lavit.tokens import Feed, Learn, Span
+from lavit.tokens import Feed, Learn, Picture, Span
 from lavit.vocabulary import Vocabulary
 
 Document = list[Span]
+READ = ("features", "ids", "nothing")
 
 
 class DocumentMaker:
-    """Writes documents for one vocabulary and one text tokenizer. Codes are (n,) int64, features (n, D) float.
+    """Writes documents for one vocabulary and one text tokenizer; codes are (n,) int64.
 
     Documents hold at most ``row`` tokens: a longer text is cut at the end. ``read`` is how an image that is there to be
-    understood enters, as features (LaVIT's way) or as ids; one that is drawn always is ids.
+    understood enters, as "features" (LaVIT's way), as "ids", or as "nothing": a model that is to do without pictures.
+    One that is drawn always is ids.
     """
 
-    def __init__(self, vocabulary: Vocabulary, text: PreTrainedTokenizerBase, row: int, read: Feed = Feed.FEATURES):
+    def __init__(self, vocabulary: Vocabulary, text: PreTrainedTokenizerBase, row: int, read: str = "features"):
+        if read not in READ:
+            raise ValueError(f"pretrain.read '{read}' is unknown; choose {', '.join(READ)}")
         self.vocabulary, self.text, self.row, self.read = vocabulary, text, row, read
 
-    def image_text(self, codes: Tensor, features: Tensor, caption: str) -> Document:
+    def image_text(self, picture: Picture, caption: str) -> Document:
         """``[IMG] features [/IMG] caption </s>``; the caption is learned."""
-        return self._fit([self._read_image(codes, features), self._text(caption, begin=False)])
+        return self._fit([self._read_image(picture), self._text(caption, begin=False)])
 
     def text_image(self, caption: str, codes: Tensor) -> Document:
         """``<s> caption [IMG] codes [/IMG]``; everything is learned."""
@@ -55,18 +59,18 @@ class DocumentMaker:
             document = more
         return self._fit([*document, self._text("", begin=False)])
 
-    def question_answer(self, codes: Tensor, features: Tensor, question: str, answer: str) -> Document:
+    def question_answer(self, picture: Picture, question: str, answer: str) -> Document:
         """``[IMG] features [/IMG] Question: … Answer: … </s>``; only the answer is learned."""
         asked = self._text(question_text(question), begin=False, end=False)._replace(learn=Learn.NONE)
-        return self._fit([self._read_image(codes, features), asked, self._text(answer, begin=False)])
+        return self._fit([self._read_image(picture), asked, self._text(answer, begin=False)])
 
-    def caption_prompt(self, codes: Tensor, features: Tensor) -> Document:
+    def caption_prompt(self, picture: Picture) -> Document:
         """``[IMG] features [/IMG]``."""
-        return [self._read_image(codes, features)]
+        return [self._read_image(picture)]
 
-    def question_prompt(self, codes: Tensor, features: Tensor, question: str) -> Document:
+    def question_prompt(self, picture: Picture, question: str) -> Document:
         """``[IMG] features [/IMG] Question: … Answer:``."""
-        return self.question_answer(codes, features, question, "")[:2]
+        return self.question_answer(picture, question, "")[:2]
 
     def draw_prompt(self, caption: str | None) -> Document:
         """``<s> caption [IMG]``, or ``[IMG]`` alone for the unconditional case."""
@@ -95,11 +99,16 @@ class DocumentMaker:
         ids = torch.cat([torch.tensor([v.image_begin]), v.to_ids(codes), torch.tensor([v.image_end])])
         return Span("image", ids)
 
-    def _read_image(self, codes: Tensor, features: Tensor) -> Span:
-        if len(codes) != len(features):
-            raise ValueError(f"an image has {len(codes)} codes but {len(features)} feature vectors")
+    def _read_image(self, picture: Picture) -> Span:
+        """A picture that is to be understood; the beginning of a text in place of one that is not to be seen."""
+        if self.read == "nothing":
+            return self._text("", end=False)._replace(learn=Learn.NONE)
+        codes, features, keep = picture
+        seen = len(features) if keep is None else int(keep.sum())
+        if len(codes) != seen:
+            raise ValueError(f"an image has {len(codes)} codes but {seen} feature vectors")
         span = self._image_ids(codes)._replace(learn=Learn.NONE)
-        return span._replace(features=features, feed=Feed.FEATURES) if self.read == Feed.FEATURES else span
+        return span if self.read == "ids" else span._replace(features=features, feed=Feed.FEATURES, keep=keep)
 
 
 def question_text(question: str) -> str:

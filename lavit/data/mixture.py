@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lavit.data.documents import Document, DocumentMaker
 from lavit.data.order import Place, generator_for, items_at
-from lavit.tokens import Learn, Span
+from lavit.data.texts import TextSet
+from lavit.tokens import Learn, Picture, Span
 
 
 @dataclass
@@ -54,6 +54,7 @@ class Mixture:
         maker: writes the documents.
         captions: (codes, texts, metas) of the captioned pictures.
         questions: (codes, metas) of the pictures with questions, or None.
+        texts: documents of text alone; without them the captions are that.
         config: the shares.
 
     Raises:
@@ -61,8 +62,15 @@ class Mixture:
             outside of [0, 1].
     """
 
-    def __init__(self, maker: DocumentMaker, captions: tuple, questions: tuple | None, config: MixtureConfig):
-        self.maker, self.config = maker, config
+    def __init__(
+        self,
+        maker: DocumentMaker,
+        captions: tuple,
+        questions: tuple | None,
+        config: MixtureConfig,
+        texts: TextSet | None = None,
+    ):
+        self.maker, self.config, self.plain = maker, config, texts
         self.caption_codes, self.texts, described = captions
         self.groups: dict[str, list[int]] = defaultdict(list)
         for number, meta in enumerate(described):
@@ -87,9 +95,10 @@ class Mixture:
         place = Place(step, 0, 0, 1, size)
         captions = items_at(place, 1, len(self.texts), seed).tolist()
         questions = items_at(place, 1, max(1, len(self.metas)), seed + 1).tolist()
+        texts = items_at(place, 1, len(self.plain), seed + 2).tolist() if self.plain else captions
         return [
             self.draw(*numbers, generator_for(seed, step, i))
-            for i, numbers in enumerate(zip(captions, questions, strict=True))
+            for i, numbers in enumerate(zip(captions, questions, texts, strict=True))
         ]
 
     def counts(self, drawn: list[Drawn]) -> dict[str, float]:
@@ -100,6 +109,8 @@ class Mixture:
             tokens[f"tokens_{kind}"] += sum(len(span.ids) for span in document)
             images[kind == "question_answer"] += sum(span.modality == "image" for span in document)
         epochs = {"epochs_captions": images[False] / len(self.texts)}
+        if self.plain:
+            epochs["epochs_text"] = sum(kind == "text_only" for kind, _ in drawn) / len(self.plain)
         return {**tokens, **epochs, **({"epochs_questions": images[True] / len(self.metas)} if self.metas else {})}
 
     def every_kind(self, size: int, seed: int) -> dict[str, list[Document]]:
@@ -111,42 +122,41 @@ class Mixture:
         questions = items_at(place, 1, max(1, len(self.metas)), seed).tolist()
         generator = generator_for(seed, size)
         chances = torch.rand(size, 2, generator=generator).tolist()
-        return {
-            kind: [
-                whole._document(kind, *numbers, generator) for numbers in zip(captions, questions, chances, strict=True)
-            ]
-            for kind in self.kinds
-        }
+        texts = items_at(place, 1, len(self.plain), seed).tolist() if self.plain else captions
+        places = list(zip(captions, questions, texts, chances, strict=True))
+        return {kind: [whole._document(kind, *numbers, generator) for numbers in places] for kind in self.kinds}
 
-    def draw(self, caption: int, question: int, generator: torch.Generator) -> Drawn:
-        """A document of the picture with this number among the captioned ones or among those with questions."""
+    def draw(self, caption: int, question: int, text: int, generator: torch.Generator) -> Drawn:
+        """A document of the picture with this number among the captioned ones or those with questions, or of a text."""
         kind = KINDS[int(torch.multinomial(self.shares, 1, replacement=True, generator=generator))]
         chance = torch.rand(2, generator=generator).tolist()
-        return Drawn(kind, self._document(kind, caption, question, chance, generator))
+        return Drawn(kind, self._document(kind, caption, question, text, chance, generator))
 
-    def _fed(self, codes, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Codes (m,) and features (m, D) of a picture, at random without some tokens and never without all."""
-        ids, features = codes.codes(number), codes.features(number)
+    def _seen(self, codes, number: int, generator: torch.Generator) -> Picture:
+        """A picture, at random without some tokens and never without all."""
+        picture = codes.picture(number)
         if not self.config.drop_tokens:
-            return ids, features
-        keep = torch.rand(len(ids), generator=generator) >= self.config.drop_tokens
-        keep[int(torch.randint(len(ids), (), generator=generator))] = True
-        return ids[keep], features[keep]
+            return picture
+        stay = torch.rand(len(picture.codes), generator=generator) >= self.config.drop_tokens
+        stay[int(torch.randint(len(stay), (), generator=generator))] = True
+        if picture.keep is None:
+            return Picture(picture.codes[stay], picture.features[stay])
+        return picture._replace(codes=picture.codes[stay], keep=picture.keep.masked_scatter(picture.keep, stay))
 
     def _document(
-        self, kind: str, caption: int, question: int, chance: list[float], generator: torch.Generator
+        self, kind: str, caption: int, question: int, plain: int, chance: list[float], generator: torch.Generator
     ) -> Document:
         if kind == "question_answer":
             asked = self.metas[question]["questions"]
             one = asked[int(chance[0] * len(asked))]
             answer = one["answers"][int(chance[1] * len(one["answers"]))]
-            fed = self._fed(self.question_codes, question, generator)
-            return self._reading(self.maker.question_answer(*fed, one["question"], answer))
+            seen = self._seen(self.question_codes, question, generator)
+            return self._reading(self.maker.question_answer(seen, one["question"], answer))
         codes, text = self.caption_codes, self.texts[caption]
         if kind == "image_text":
-            return self._reading(self.maker.image_text(*self._fed(codes, caption, generator), text))
+            return self._reading(self.maker.image_text(self._seen(codes, caption, generator), text))
         if kind == "text_only":
-            return self.maker.text_only(text)
+            return self.maker.text_only(self._passage(plain, generator))
         if kind == "interleaved":
             group = self.group_of[caption]
             others = torch.randint(len(group), (self.config.pictures - 1,), generator=generator).tolist()
@@ -157,9 +167,21 @@ class Mixture:
         document = self.maker.text_image(text, codes.codes(caption))
         return [self._thinned(document[0], generator), *document[1:]] if self.config.drop_text else document
 
+    def _passage(self, number: int, generator: torch.Generator) -> str:
+        """A text; of one that surely is too long for a row, a part that begins anywhere."""
+        if self.plain is None:
+            return self.texts[number]
+        text, longest = self.plain.text(number), 8 * self.maker.row
+        if len(text) <= longest:
+            return text
+        start = int(torch.randint(len(text) - longest + 1, (), generator=generator))
+        return text[start : start + longest]
+
     def _reading(self, document: Document) -> Document:
         """A document that begins with an image that is read."""
-        return [document[0]._replace(learn=Learn.IDS), *document[1:]] if self.config.learn_read else document
+        if not self.config.learn_read or document[0].modality != "image":
+            return document
+        return [document[0]._replace(learn=Learn.IDS), *document[1:]]
 
     def _thinned(self, text: Span, generator: torch.Generator) -> Span:
         """A text that begins as it began, at random without some of its later tokens."""

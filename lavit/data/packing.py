@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lavit.data.documents import Document
 from lavit.layers.ranks import mean_over_ranks
-from lavit.tokens import IGNORE, Feed, Learn, PackedBatch, Slots
+from lavit.tokens import IGNORE, Feed, Learn, PackedBatch, Slots, Span
 
 
 def document_length(document: Document) -> int:
@@ -107,7 +107,7 @@ def pack(documents: list[Document], row: int | None = None, rows: list[list[int]
     position = torch.zeros(shape, dtype=torch.int64)
     document = torch.full(shape, -1)
     index: list[Tensor] = []
-    features: list[Tensor] = []
+    fed: list[Span] = []
     for r, members in enumerate(rows):
         start = 0
         for number in members:
@@ -116,11 +116,11 @@ def pack(documents: list[Document], row: int | None = None, rows: list[list[int]
             labels[r, start:end] = next_ids(documents[number])
             position[r, start:end] = torch.arange(end - start)
             document[r, start:end] = number
-            for places, vectors in fed_places(documents[number]):
+            for places, span in fed_places(documents[number]):
                 index.append(places + r * width + start)
-                features.append(vectors)
+                fed.append(span)
             start = end
-    slots = {"image": Slots(torch.cat(index), torch.cat(features))} if index else {}
+    slots = {"image": slots_of(torch.cat(index), fed)} if index else {}
     return PackedBatch(ids, labels, position, document, slots)
 
 
@@ -140,8 +140,15 @@ def next_ids(document: Document) -> Tensor:
     return torch.cat([*targets, torch.tensor([IGNORE])])[1:]
 
 
-def fed_places(document: Document) -> list[tuple[Tensor, Tensor]]:
-    """The places in a document where vectors enter, with the vectors: all ids of a fed image but its begin and end.
+def slots_of(index: Tensor, fed: list[Span]) -> Slots:
+    """The places (S,) int64 of spans of vectors, with what a port reads of them."""
+    if fed[0].keep is None:
+        return Slots(index, torch.cat([span.features for span in fed]))
+    return Slots(index, torch.stack([span.features for span in fed]), torch.stack([span.keep for span in fed]))
+
+
+def fed_places(document: Document) -> list[tuple[Tensor, Span]]:
+    """The places in a document where vectors enter, with their span: all ids of a fed image but its begin and end.
 
     Raises:
         ValueError: a span with more or fewer vectors than places.
@@ -150,9 +157,9 @@ def fed_places(document: Document) -> list[tuple[Tensor, Tensor]]:
     for span in document:
         if span.feed == Feed.FEATURES:
             places = torch.arange(1, len(span.ids) - 1) + start
-            count = "no" if span.features is None else len(span.features)
+            count = 0 if span.features is None else len(span.features) if span.keep is None else int(span.keep.sum())
             if count != len(places):
-                raise ValueError(f"an {span.modality} has {len(places)} places but {count} feature vectors")
-            out.append((places, span.features))
+                raise ValueError(f"an {span.modality} has {len(places)} places but {count or 'no'} feature vectors")
+            out.append((places, span))
         start += len(span.ids)
     return out

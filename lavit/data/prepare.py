@@ -19,6 +19,7 @@ from lavit.data.images import ImageError, open_image, shrink, to_webp
 from lavit.data.shards import INDEX, ShardError, Shards, read_index
 from lavit.data.sources import Source, read_source
 from lavit.data.split import SPLITS, SplitConfig, assign_split
+from lavit.data.texts import TextConfig
 from lavit.data.writing import SplitWriter
 from lavit.runs import require_free
 
@@ -32,6 +33,7 @@ class DataConfig:
     Args:
         sources: captioned pictures.
         vqa: pictures with questions, if questions are to be answered.
+        text: documents without pictures, which keep a language model's language.
         split: shares of concepts kept for validation and test; a source's official split wins over them.
         image_size: pixels of a stored picture's longer side at most; smaller pictures stay as they are.
         quality: WebP quality of stored pictures; 100 is lossless.
@@ -41,6 +43,7 @@ class DataConfig:
 
     sources: list[Source] = field(default_factory=list)
     vqa: Source | None = None
+    text: TextConfig | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
     image_size: int = 128
     quality: int = 100
@@ -135,7 +138,9 @@ def left_out_words(indices: dict[str, dict[str, Any]], folder: Path) -> str:
 
 def _recipe(sources: list[Source], config: DataConfig) -> dict[str, Any]:
     """What decides a folder's content; the other folder's sources do not."""
-    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("sources", "vqa")}
+    settings = {
+        key: value for key, value in dataclasses.asdict(config).items() if key not in ("sources", "vqa", "text")
+    }
     chosen = [source.chosen() for source in sources]
     return {**settings, "sources": {str(i): {name: dataclasses.asdict(c)} for i, (name, c) in enumerate(chosen)}}
 

@@ -1,8 +1,9 @@
 """Extracted tokens on disk: a folder a shard of pictures, opened without reading it whole.
 
 ``words.npy`` (n,) int32 holds the visual words of the shard's pictures one after another, ``start.npy``
-(pictures + 1,) int64 where each picture's words begin, ``features.npy`` (n, D) float16 the merged features where they
-were asked for, ``about.json`` the pictures' keys, what could not be read, and whose codes they are.
+(pictures + 1,) int64 where each picture's words begin, ``places.npy`` (n,) int32 the patches they came from,
+``features.npy`` (n, D) float16 the merged features where they were asked for, ``about.json`` the pictures' keys, what
+could not be read, and whose codes they are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import bisect
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,13 +21,18 @@ import torch
 from torch import Tensor
 
 from lavit.runs import read_json, write_json
+from lavit.tokens import Picture
 
 
 class Extracted(NamedTuple):
-    """Tokens of one picture: words (n,) int64 and merged features (n, D) float; both empty if it could not be read."""
+    """Tokens of one picture: words (n,) int64, merged features (n, D) float and the patches (n,) int64 they came from.
+
+    All are empty if it could not be read.
+    """
 
     words: Tensor
     features: Tensor
+    places: Tensor
 
 
 def write_shard(folder: Path, pictures: Sequence[Extracted], about: dict[str, Any], features: bool) -> None:
@@ -42,6 +48,7 @@ def write_shard(folder: Path, pictures: Sequence[Extracted], about: dict[str, An
     start = np.concatenate([[0], np.cumsum([len(p.words) for p in pictures], dtype=np.int64)])
     nothing = torch.zeros(0, dtype=torch.int64)
     np.save(draft / "words.npy", torch.cat([nothing, *(p.words for p in pictures)]).int().cpu().numpy())
+    np.save(draft / "places.npy", torch.cat([nothing, *(p.places for p in pictures)]).int().cpu().numpy())
     np.save(draft / "start.npy", start.astype(np.int64))
     if features and pictures:
         np.save(draft / "features.npy", torch.cat([p.features for p in pictures]).half().cpu().numpy())
@@ -58,7 +65,8 @@ class CodeSet:
 
     def __init__(self, folders: Sequence[Path]):
         self.folders = list(folders)
-        self._words, self._start, self._features = zip(*(_open(folder) for folder in self.folders), strict=True)
+        opened = zip(*(_open(folder) for folder in self.folders), strict=True)
+        self._words, self._start, self._places, self._features = opened
         self._first = [0, *accumulate(len(start) - 1 for start in self._start)]
 
     def __len__(self) -> int:
@@ -79,6 +87,21 @@ class CodeSet:
         if self._features[shard] is None:
             raise ValueError(f"{self.folders[shard]} has no features; extract with extraction.features: true")
         return torch.from_numpy(self._features[shard][words].astype(np.float32))
+
+    def places(self, number: int) -> Tensor:
+        """(n,) int64 the patches that a picture's words came from, increasing.
+
+        Raises:
+            ValueError: they were not extracted.
+        """
+        shard, words = self._place(number)
+        if self._places[shard] is None:
+            raise ValueError(f"{self.folders[shard]} has no places; remove it and extract again")
+        return torch.from_numpy(self._places[shard][words].astype(np.int64))
+
+    def picture(self, number: int) -> Picture:
+        """A picture as a port reads it that projects merged features."""
+        return Picture(self.codes(number), self.features(number))
 
     def counts(self) -> Tensor:
         """(pictures,) int64 tokens of each; none where a picture could not be read."""
@@ -102,18 +125,35 @@ class CodeSet:
         return shard, slice(int(start[0]), int(start[1]))
 
 
-def _open(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+class PatchCodeSet(CodeSet):
+    """The same for a port that merges by itself: its pictures come with all their patches.
+
+    ``patches`` gives the encoder's features (P, D) float32 of the picture with a number.
+    """
+
+    def __init__(self, folders: Sequence[Path], patches: Callable[[int], Tensor]):
+        super().__init__(folders)
+        self._patches = patches
+
+    def picture(self, number: int) -> Picture:
+        features = self._patches(number)
+        keep = torch.zeros(len(features), dtype=torch.bool)
+        keep[self.places(number)] = True
+        return Picture(self.codes(number), features, keep)
+
+
+def _open(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     if not folder.is_dir():
         raise ValueError(f"no codes {folder}; run tokenizer.extract first")
     try:
         words, start = np.load(folder / "words.npy", mmap_mode="r"), np.load(folder / "start.npy")
-        path = folder / "features.npy"
-        features = np.load(path, mmap_mode="r") if path.is_file() else None
-        if start[-1] != len(words) or (features is not None and len(features) != len(words)):
+        paths = (folder / "places.npy", folder / "features.npy")
+        places, features = (np.load(path, mmap_mode="r") if path.is_file() else None for path in paths)
+        if any(part is not None and len(part) != start[-1] for part in (words, places, features)):
             raise ValueError(f"{start[-1]} words are told and {len(words)} are there")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{folder} cannot be read ({error}); remove it and extract again") from None
-    return words, start, features
+    return words, start, places, features
 
 
 def pad_codes(codes: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ class Merger(nn.Module):
 
     def __init__(self, feature_width: int, patches: int, config: MergerConfig, backend: str = "sdpa"):
         super().__init__()
-        self.config = config
+        self.config, self.feature_width, self.patches = config, feature_width, patches
         self.norm_in = nn.LayerNorm(feature_width)
         same = feature_width == config.width
         self.proj_in = nn.Identity() if same else nn.Linear(feature_width, config.width)
@@ -69,6 +69,11 @@ class Merger(nn.Module):
             merged = self.norm(self._gathered(self._embedded(features), selection, rows))
         position = rows.source % features.shape[1]
         return rows.pad(merged), rows.real, rows.pad(position[:, None])[..., 0]
+
+    def merge(self, features: Tensor, keep: Tensor) -> Tensor:
+        """(T, D) merged vectors of the kept (B, P) bool of (B, P, D_in) patches, image by image in raster order."""
+        merged, real, _ = self(features, Selection.of(keep))
+        return merged[real]
 
     def _embedded(self, features: Tensor) -> Tensor:
         x = self.proj_in(self.norm_in(features))

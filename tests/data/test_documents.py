@@ -5,13 +5,14 @@ import torch
 
 from lavit.data.documents import DocumentMaker, question_text
 from lavit.data.packing import fed_places, next_ids
-from lavit.tokens import Feed, Learn
+from lavit.tokens import Feed, Learn, Picture
 from lavit.vocabulary import Vocabulary
 
 # Ten text ids, then [IMG] = 10, [/IMG] = 11 and four visual words 12 to 15.
 WORDS = {"<s>": 0, "</s>": 1, "a": 2, "cat": 3, "Question:": 4, "what": 5, "Answer:": 6, "sits": 7}
 VOCABULARY = Vocabulary(10, 4)
 CODES, FEATURES = torch.tensor([3, 0]), torch.arange(6.0).view(2, 3)
+SEEN = Picture(CODES, FEATURES)
 
 
 class Words:
@@ -42,7 +43,7 @@ def places(document) -> list[int]:
 
 
 def test_image_text_feeds_features_and_learns_the_caption(maker):
-    document = maker.image_text(CODES, FEATURES, "a cat")
+    document = maker.image_text(SEEN, "a cat")
     assert flat(document) == [10, 15, 12, 11, 2, 3, 1]
     assert labels(document) == [-100, -100, -100, 2, 3, 1, -100]
     assert places(document) == [1, 2]
@@ -53,14 +54,14 @@ def test_image_text_feeds_features_and_learns_the_caption(maker):
 @pytest.mark.parametrize(
     ("read", "learn", "fed", "learned"),
     [
-        (Feed.FEATURES, Learn.NONE, [1, 2], [-100, -100, -100, 2, 3, 1, -100]),
-        (Feed.FEATURES, Learn.IDS, [1, 2], [15, 12, 11, 2, 3, 1, -100]),  # eq. 6 to the letter
-        (Feed.IDS, Learn.NONE, [], [-100, -100, -100, 2, 3, 1, -100]),
-        (Feed.IDS, Learn.IDS, [], [15, 12, 11, 2, 3, 1, -100]),
+        ("features", Learn.NONE, [1, 2], [-100, -100, -100, 2, 3, 1, -100]),
+        ("features", Learn.IDS, [1, 2], [15, 12, 11, 2, 3, 1, -100]),  # eq. 6 to the letter
+        ("ids", Learn.NONE, [], [-100, -100, -100, 2, 3, 1, -100]),
+        ("ids", Learn.IDS, [], [15, 12, 11, 2, 3, 1, -100]),
     ],
 )
 def test_labels_of_each_way_to_read_an_image(read, learn, fed, learned):
-    image, text = DocumentMaker(VOCABULARY, Words(), 64, read).image_text(CODES, FEATURES, "a cat")
+    image, text = DocumentMaker(VOCABULARY, Words(), 64, read).image_text(SEEN, "a cat")
     document = [image._replace(learn=learn), text]
     assert flat(document) == [10, 15, 12, 11, 2, 3, 1]
     assert places(document) == fed and labels(document) == learned
@@ -68,12 +69,12 @@ def test_labels_of_each_way_to_read_an_image(read, learn, fed, learned):
 
 def test_a_text_that_is_too_long_for_its_row_is_cut_at_the_end():
     maker = DocumentMaker(VOCABULARY, Words(), 7)
-    assert flat(maker.image_text(CODES, FEATURES, "a cat")) == [10, 15, 12, 11, 2, 3, 1], "it just fits"
-    assert flat(maker.image_text(CODES, FEATURES, "a cat a cat a")) == [10, 15, 12, 11, 2, 3, 2]
+    assert flat(maker.image_text(SEEN, "a cat")) == [10, 15, 12, 11, 2, 3, 1], "it just fits"
+    assert flat(maker.image_text(SEEN, "a cat a cat a")) == [10, 15, 12, 11, 2, 3, 2]
     assert flat(maker.text_image("a cat a cat", CODES)) == [0, 2, 3, 10, 15, 12, 11]
     assert flat(maker.text_only("a cat a cat a cat a cat")) == [0, 2, 3, 2, 3, 2, 3]
     with pytest.raises(ValueError, match="an image and a text do not fit into 4 tokens; raise pretrain.row"):
-        DocumentMaker(VOCABULARY, Words(), 4).image_text(CODES, FEATURES, "a cat")
+        DocumentMaker(VOCABULARY, Words(), 4).image_text(SEEN, "a cat")
 
 
 def test_text_image_is_ids_and_learns_both(maker):
@@ -96,16 +97,16 @@ def test_text_only(maker):
 
 
 def test_question_answer_learns_the_answer_alone(maker):
-    document = maker.question_answer(CODES, FEATURES, "what sits", "a cat")
+    document = maker.question_answer(SEEN, "what sits", "a cat")
     assert flat(document) == [10, 15, 12, 11, 4, 5, 7, 6, 2, 3, 1]
     assert labels(document) == [-100] * 7 + [2, 3, 1, -100]
     assert places(document) == [1, 2]
 
 
 def test_prompts_are_documents_that_end_where_the_model_goes_on(maker):
-    assert flat(maker.caption_prompt(CODES, FEATURES)) == [10, 15, 12, 11]
-    assert places(maker.caption_prompt(CODES, FEATURES)) == [1, 2]
-    assert flat(maker.question_prompt(CODES, FEATURES, "what sits")) == [10, 15, 12, 11, 4, 5, 7, 6]
+    assert flat(maker.caption_prompt(SEEN)) == [10, 15, 12, 11]
+    assert places(maker.caption_prompt(SEEN)) == [1, 2]
+    assert flat(maker.question_prompt(SEEN, "what sits")) == [10, 15, 12, 11, 4, 5, 7, 6]
     assert flat(maker.draw_prompt("a cat")) == [0, 2, 3, 10]
     assert flat(maker.draw_prompt(None)) == [10]
 
@@ -113,10 +114,10 @@ def test_prompts_are_documents_that_end_where_the_model_goes_on(maker):
 @pytest.mark.parametrize("kind", ["image_text", "question_answer", "text_image"])
 def test_prompts_are_how_training_documents_begin(maker, kind):
     prompt, document = {
-        "image_text": (maker.caption_prompt(CODES, FEATURES), maker.image_text(CODES, FEATURES, "a")),
+        "image_text": (maker.caption_prompt(SEEN), maker.image_text(SEEN, "a")),
         "question_answer": (
-            maker.question_prompt(CODES, FEATURES, "what"),
-            maker.question_answer(CODES, FEATURES, "what", "a"),
+            maker.question_prompt(SEEN, "what"),
+            maker.question_answer(SEEN, "what", "a"),
         ),
         "text_image": (maker.draw_prompt("a"), maker.text_image("a", CODES)),
     }[kind]
@@ -126,7 +127,7 @@ def test_prompts_are_how_training_documents_begin(maker, kind):
 
 def test_codes_and_features_must_agree(maker):
     with pytest.raises(ValueError, match="an image has 2 codes but 1 feature vectors"):
-        maker.image_text(CODES, FEATURES[:1], "a")
+        maker.image_text(Picture(CODES, FEATURES[:1]), "a")
     with pytest.raises(ValueError, match=r"codes must lie in \[0, 4\)"):
         maker.text_image("a", torch.tensor([4]))
 
@@ -145,7 +146,21 @@ def test_an_interleaved_document_ends_before_the_picture_that_does_not_fit():
 
 
 def test_an_image_may_be_read_as_ids():
-    maker = DocumentMaker(VOCABULARY, Words(), 64, read=Feed.IDS)
-    for document in (maker.image_text(CODES, FEATURES, "a"), maker.caption_prompt(CODES, FEATURES)):
+    maker = DocumentMaker(VOCABULARY, Words(), 64, read="ids")
+    for document in (maker.image_text(SEEN, "a"), maker.caption_prompt(SEEN)):
         assert document[0].feed == Feed.IDS and document[0].learn == Learn.NONE and document[0].features is None
         assert document[0].ids.tolist() == [10, 15, 12, 11]
+
+
+def test_a_picture_that_is_not_to_be_seen_leaves_the_beginning_of_a_text():
+    maker = DocumentMaker(VOCABULARY, Words(), 64, read="nothing")
+    document = maker.question_answer(SEEN, "what sits", "a cat")
+    assert flat(document) == [0, 4, 5, 7, 6, 2, 3, 1] and not places(document)
+    assert labels(document) == [-100, -100, -100, -100, 2, 3, 1, -100]
+    assert flat(maker.question_prompt(SEEN, "what sits")) == [0, 4, 5, 7, 6] and flat(maker.caption_prompt(SEEN)) == [0]
+    assert flat(maker.text_image("a", CODES)) == [0, 2, 10, 15, 12, 11], "what is drawn stays"
+
+
+def test_another_way_to_read():
+    with pytest.raises(ValueError, match="pretrain.read 'pixels' is unknown; choose features, ids, nothing"):
+        DocumentMaker(VOCABULARY, Words(), 64, read="pixels")

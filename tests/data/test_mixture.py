@@ -7,7 +7,7 @@ import torch
 
 from lavit.data.documents import DocumentMaker
 from lavit.data.mixture import Mixture, MixtureConfig
-from lavit.tokens import Feed, Learn
+from lavit.tokens import Feed, Learn, Picture
 from lavit.vocabulary import Vocabulary
 
 QUESTIONS = [
@@ -32,6 +32,9 @@ class Codes:
     def features(self, number: int) -> torch.Tensor:
         return torch.full((1, 2), float(number))
 
+    def picture(self, number: int) -> Picture:
+        return Picture(self.codes(number), self.features(number))
+
 
 def mixture(asked: bool = True, **shares) -> Mixture:
     config = MixtureConfig(**{"image_text": 0, "text_image": 0, "text_only": 0, "question_answer": 0, **shares})
@@ -43,7 +46,7 @@ def mixture(asked: bool = True, **shares) -> Mixture:
 
 def drawn(made: Mixture, n: int, seed: int = 0) -> list:
     generator = torch.Generator().manual_seed(seed)
-    return [made.draw(i % 3, i % 2, generator).document for i in range(n)]
+    return [made.draw(i % 3, i % 2, i % 3, generator).document for i in range(n)]
 
 
 def kind(document) -> str:
@@ -102,6 +105,19 @@ def test_fed_tokens_are_dropped_at_their_chance_with_their_features(monkeypatch,
     whole = drawn(mixture(text_image=1.0, unconditional=0.0, drop_tokens=0.75), 5)
     assert all(len(document[1].ids) == 10 for document in whole), "drawn images are learned whole"
     assert {len(d[0].ids) for d in drawn(mixture(**{name: 1.0}, drop_tokens=1.0), 20)} == {3}
+
+
+def test_tokens_of_a_picture_of_patches_are_dropped_from_what_is_kept(monkeypatch):
+    keep = torch.tensor([True, False, True, True, False, True])
+    shown = Picture(torch.tensor([0, 1, 2, 3]), torch.ones(6, 2), keep)
+    monkeypatch.setattr(Codes, "picture", lambda self, number: shown)
+    seen = set()
+    for document in drawn(mixture(image_text=1.0, drop_tokens=0.5), 50):
+        left = document[0].ids[1:-1] - 42
+        assert document[0].keep.nonzero().flatten().tolist() == keep.nonzero().flatten()[left].tolist()
+        assert document[0].features.shape == (6, 2)
+        seen.add(tuple(left.tolist()))
+    assert len(seen) > 8 and keep.sum() == 4, "the picture itself stays as it is"
 
 
 def test_text_before_an_image_loses_tokens_at_its_chance_but_not_its_beginning():
@@ -171,3 +187,26 @@ def test_tokens_by_kind_and_epochs_are_counted():
 def test_a_group_of_no_pictures_is_refused():
     with pytest.raises(ValueError, match="pretrain.mixture.pictures is 0; it must be at least 1"):
         mixture(interleaved=1.0, pictures=0)
+
+
+class Texts:
+    """Two texts, one of which is longer than a row of 64 tokens can hold."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def text(self, number: int) -> str:
+        return " ".join(str(10 + n % 30) for n in range((3, 400)[number]))
+
+
+def test_text_without_pictures_is_read_where_there_is_some():
+    made = mixture(text_only=1.0)
+    made.plain = Texts()
+    steps = [made.step(step, 8, seed=1) for step in range(4)]
+    flat = [d.document[0].ids.tolist() for step in steps for d in step]
+    short = [ids for ids in flat if len(ids) < 64]
+    assert len(short) == 16 and all(ids == [0, 10, 11, 12, 1] for ids in short), "every text as often as the other"
+    long = [ids for ids in flat if len(ids) == 64]
+    assert len(long) == 16 and len({ids[2] for ids in long}) > 5, "a passage of the long one, from anywhere"
+    assert made.counts(steps[0])["epochs_text"] == 4
+    assert made.every_kind(4, seed=0)["text_only"][0][0].modality == "text"

@@ -8,7 +8,7 @@ import torch
 from lavit.data.documents import DocumentMaker
 from lavit.data.packing import best_fit, document_length, fed_places, pack, pack_rows, rows_for, with_common_total
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
-from lavit.tokens import IGNORE, Feed, Learn, Span
+from lavit.tokens import IGNORE, Feed, Learn, Picture, Span
 from lavit.vocabulary import Vocabulary
 
 VOCABULARY, WIDTH = Vocabulary(20, 6), 3
@@ -31,10 +31,10 @@ def documents() -> list:
     generator = torch.Generator().manual_seed(0)
     vectors = lambda n: torch.randn(n, WIDTH, generator=generator)  # noqa: E731
     return [
-        MAKER.image_text(torch.tensor([1, 2, 3]), vectors(3), "5 6"),
+        MAKER.image_text(Picture(torch.tensor([1, 2, 3]), vectors(3)), "5 6"),
         MAKER.text_image("7 8 9", torch.tensor([0, 5])),
         MAKER.text_only("10 11"),
-        MAKER.question_answer(torch.tensor([4]), vectors(1), "13 14", "12"),
+        MAKER.question_answer(Picture(torch.tensor([4]), vectors(1)), "13 14", "12"),
         MAKER.image_only(torch.tensor([2, 2, 1])),
     ]
 
@@ -141,6 +141,16 @@ def test_micro_batches_share_one_total():
     learned = [int((batch.labels != IGNORE).sum()) for batch in batches]
     assert learned[0] != learned[1]
     assert [float(batch.total) for batch in batches] == [sum(learned) / 2] * 2
+
+
+def test_patches_of_several_pictures_are_stacked_in_the_order_of_their_places():
+    keep = torch.tensor([[True, False, True], [False, False, True]])
+    shown = [Picture(torch.arange(int(k.sum())), torch.full((3, 2), float(n)), k) for n, k in enumerate(keep)]
+    made = [MAKER.caption_prompt(picture) for picture in shown]
+    slots = pack(made, rows=[[1, 0]]).slots["image"]
+    assert slots.index.tolist() == [1, 4, 5]
+    assert torch.equal(slots.features, torch.stack([shown[1].features, shown[0].features]))
+    assert torch.equal(slots.keep, keep.flip(0))
 
 
 def test_packed_batch_token_by_token():

@@ -17,6 +17,14 @@ def test_means_and_spread_over_runs(tmp_path):
     assert collect(runs[:1])["vqa"]["accuracy"]["std"] == 0.0
 
 
+def test_a_run_that_took_a_stage_over_is_left_out_of_its_seconds(tmp_path):
+    for name, seconds in (("a", {"tokenizer": 4.0}), ("b", {"tokenizer": None})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"seconds": seconds}))
+    found = collect([tmp_path / "a", tmp_path / "b"])
+    assert found == {"seconds": {"tokenizer": {"mean": 4.0, "std": 0.0, "values": [4.0]}}}
+
+
 def test_unfinished_run_is_named(tmp_path):
     with pytest.raises(ValueError, match="unfinished"):
         collect([tmp_path / "unfinished"])

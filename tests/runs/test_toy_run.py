@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from eval.resume import resume
 from lavit.experiment import load_experiment
 from lavit.training.engine import digest
 from lavit.workspace import Workspace
+from pretrain.finetune import started_from
 
 ROOT = Path(__file__).parents[2]
 TOY = ROOT / "configs" / "lavit" / "toy.yaml"
@@ -90,6 +92,47 @@ def test_changed_config_is_refused(finished: Path) -> None:
     )
     assert done.returncode == 2
     assert "pretrain.train.steps" in done.stdout + done.stderr
+
+
+@pytest.mark.timeout(280)
+def test_a_training_that_is_killed_and_stopped_ends_as_one_that_was_left_alone(finished: Path) -> None:
+    figures = resume(finished, kills=3, steps=60)
+    assert figures["identical"] == 1 and figures["orphans"] == 0 and figures["exit_seconds"] < 30
+    assert figures["kills"] >= 1
+
+
+@pytest.mark.timeout(120)
+def test_fine_tuning_with_adapters_goes_on_from_a_run_and_leaves_its_weights(finished: Path, tmp_path: Path) -> None:
+    settings = ["pretrain.train.zero_stage=0", "pretrain.train.steps=3", "pretrain.model.lora={rank: 2}"]
+    settings += ["pretrain.train.optimizer.frozen=[embedding.*, head.*, port.*]", "pretrain.mixture.question_answer=9"]
+    arguments = [str(TOY), f"run={tmp_path / 'run'}", f"finetune.start={finished}", *settings]
+    command = [sys.executable, "-m", "pretrain.finetune", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = (load_file(folder / WEIGHTS[1]) for folder in (finished, tmp_path / "run"))
+    adapters = {name: after.pop(name) for name in list(after) if ".lora_" in name}
+    assert {name.replace(".base_layer", "") for name in after} == before.keys()
+    for name, value in after.items():
+        np.testing.assert_array_equal(value, before[name.replace(".base_layer", "")], err_msg=name)
+    assert any(value.any() for name, value in adapters.items() if ".lora_B" in name)
+    assert (tmp_path / "run" / "extract").resolve() == (finished / "extract").resolve()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "pretrain.model.llm.scratch.layers=3",
+            "other settings of pretrain.model.llm.scratch.layers; they",
+        ),
+        ("finetune.start=runs/none", "finetune.start: runs/none has no finished extract; train it first"),
+        ("finetune.start=null", "finetune.start is not set; name the run folder to go on from"),
+    ],
+)
+def test_runs_that_cannot_be_gone_on_from(finished: Path, tmp_path: Path, setting: str, said: str) -> None:
+    experiment = load_experiment(TOY, [f"run={tmp_path}", f"finetune.start={finished}", setting])
+    with pytest.raises(ValueError, match=said):
+        started_from(experiment)
 
 
 @pytest.mark.slow

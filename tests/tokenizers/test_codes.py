@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavit.tokenizers.codes import CodeSet, Extracted, pad_codes, write_shard
+from lavit.tokenizers.codes import CodeSet, Extracted, PatchCodeSet, pad_codes, write_shard
 
 
 def pictures(*lengths: int, first: int = 0) -> list[Extracted]:
@@ -12,7 +12,7 @@ def pictures(*lengths: int, first: int = 0) -> list[Extracted]:
     out = []
     for n in lengths:
         words = torch.arange(first, first + n)
-        out.append(Extracted(words, torch.stack([2.0 * words, 2.0 * words + 1], dim=1)))
+        out.append(Extracted(words, torch.stack([2.0 * words, 2.0 * words + 1], dim=1), torch.arange(len(words)) * 3))
         first += n
     return out
 
@@ -46,6 +46,19 @@ def test_codes_are_padded_on_the_right(codes):
     assert padded.dtype == torch.int64
     padded, keep = pad_codes([torch.tensor([7]), torch.tensor([8, 9])])
     assert padded[keep].tolist() == [7, 8, 9]
+
+
+def test_pictures_with_merged_features_or_with_their_patches(codes, tmp_path):
+    shown = codes.picture(3)
+    assert shown.codes.tolist() == [3, 4, 5] and torch.equal(shown.features, codes.features(3)) and shown.keep is None
+    assert codes.places(3).tolist() == [0, 3, 6] and codes.places(1).tolist() == [0]
+    patches = PatchCodeSet([tmp_path / "a", tmp_path / "b"], lambda number: torch.full((7, 2), float(number)))
+    shown = patches.picture(3)
+    assert shown.codes.tolist() == [3, 4, 5] and torch.equal(shown.features, torch.full((7, 2), 3.0))
+    assert shown.keep.tolist() == [True, False, False, True, False, False, True]
+    (tmp_path / "a" / "places.npy").unlink()
+    with pytest.raises(ValueError, match="a has no places; remove it and extract again"):
+        CodeSet([tmp_path / "a"]).places(0)
 
 
 def test_features_that_were_not_asked_for(tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ class Model(nn.Module):
         return Loss(loss, out.detach().abs().mean())
 
 
-def main(folder, steps, poison={}, stop=None, width=6, muon=False, told=None, **settings):
+def main(folder, steps, poison={}, stop=None, cut=None, width=6, muon=False, told=None, **settings):
     model = Model(width)
 
     taken = []
@@ -87,6 +88,8 @@ def main(folder, steps, poison={}, stop=None, width=6, muon=False, told=None, **
         taken.append(place.step + 1)
         if stop is not None and place.step == stop:
             os.kill(os.getpid(), signal.SIGTERM)
+        if cut == [place.step, place.rank]:
+            raise OSError("shard train-00003.tar is cut; fetch it again")
         wanted, micro, rank, kind = poison.get(str(place.step), (False, 0, 0, ""))
         hit = wanted and place.micro == micro and place.rank == rank
         return DATA[items_at(place, config.accumulate, 10, 3)], kind if hit else ""
@@ -350,3 +353,11 @@ def test_another_number_of_ranks_goes_on(one_rank, two_ranks, resumed, name):
     folder = (one_rank if name == "zero1_cut" else two_ranks) / name
     assert_trained_as_by_hand(folder)
     assert [path.name for path in (folder / "checkpoints").iterdir() if path.is_dir()] == [f"step{STEPS}"]
+
+
+def test_a_rank_that_cannot_read_its_data_ends_the_others(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(AssertionError, match="OSError: shard train-00003.tar is cut; fetch it again"):
+        started(tmp_path, {"cut": {"steps": STEPS, "cut": [3, 1]}}, ranks=2)
+    assert time.monotonic() - start < 90, "rank 0 waits for a step that never comes"
+    assert [line["step"] for line in log_of(tmp_path / "cut")] == [0, 1, 2]

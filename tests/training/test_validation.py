@@ -7,6 +7,7 @@ from lavit.data.documents import DocumentMaker
 from lavit.data.mixture import Mixture, MixtureConfig
 from lavit.data.packing import pack
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
+from lavit.tokens import Picture
 from lavit.training.validation import Validation
 from lavit.vocabulary import Vocabulary
 
@@ -28,6 +29,9 @@ class Codes:
 
     def features(self, number: int) -> torch.Tensor:
         return torch.ones(number + 1, WIDTH) * number
+
+    def picture(self, number: int) -> Picture:
+        return Picture(self.codes(number), self.features(number))
 
 
 @pytest.fixture

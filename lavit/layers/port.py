@@ -1,0 +1,52 @@
+"""How pictures that are read enter the language model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lavit.tokens import Slots
+
+
+class Port(nn.Module):
+    """Features to vectors of the language model's width, one a visual token.
+
+    Without ``merger`` it projects merged features (S, D). With one, which is trained beside the language model while
+    the tokenizer's own stays as it is and makes the ids, it merges the patches (I, P, D) of pictures by itself.
+
+    Args:
+        width: D of what is projected.
+        hidden: the language model's width.
+        merger: a module of patches and kept ones to merged vectors, as :class:`lavit.tokenizers.merger.Merger` is.
+    """
+
+    def __init__(self, width: int, hidden: int, merger: nn.Module | None = None):
+        super().__init__()
+        self.merger = merger
+        self.proj = nn.Linear(width, hidden)
+        nn.init.normal_(self.proj.weight, std=0.02)
+
+    @property
+    def merges(self) -> bool:
+        return self.merger is not None
+
+    def forward(self, slots: Slots | None) -> Tensor:
+        """(S, hidden) of the slots; (0, hidden) of none.
+
+        Raises:
+            ValueError: patches for a port that does not merge, or the reverse.
+        """
+        dtype = self.proj.weight.dtype
+        if slots is None:
+            # Nothing to feed still passes through the port: under ZeRO all ranks must reduce the same gradients.
+            return self.proj(self._nothing().to(self.proj.weight))[:0]
+        if self.merges != (slots.keep is not None):
+            raise ValueError(f"the port reads {'patches' if self.merges else 'merged features'}, and gets the other")
+        vectors = slots.features.to(dtype)
+        return self.proj(self.merger.merge(vectors, slots.keep) if self.merges else vectors)
+
+    def _nothing(self) -> Tensor:
+        if not self.merges:
+            return torch.zeros(1, self.proj.in_features)
+        patches = self.proj.weight.new_zeros(1, self.merger.patches, self.merger.feature_width)
+        return self.merger.merge(patches, torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device))
