@@ -10,9 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from torch.utils.flop_counter import FlopCounterMode
+
 from lavit.data.documents import Document
 from lavit.data.packing import document_length, pack, pack_rows
 from lavit.experiment import load_experiment
+from lavit.model import UnifiedLM
 from lavit.tokens import PackedBatch
 from lavit.workspace import Workspace
 
@@ -25,7 +28,9 @@ def packing(run: Path = RUN, rounds: int = 3) -> dict[str, float]:
 
     ``waste`` is the share of the rows' places that hold nothing, ``peer_waste`` that of a balanced greedy knapsack,
     ``gain`` the ratio of useful tokens a second in training (forward and backward, medians of interleaved rounds) of
-    packed over padded batches, ``possible_gain`` the ratio of their shares of useful places.
+    packed over padded batches, ``possible_gain`` the ratio of their shares of useful places. That would be the gain if
+    all work were done at every place; but the head works for labels alone, of which padding has none, and
+    ``possible_gain_of_work`` is the ratio of operations a useful token, as PyTorch counts them.
 
     Raises:
         ValueError: there is no finished run.
@@ -50,12 +55,14 @@ def packing(run: Path = RUN, rounds: int = 3) -> dict[str, float]:
             seconds[name].append(time.perf_counter() - start)
     useful = {name: sum(int((batch.document >= 0).sum()) for batch in batches) for name, batches in sets.items()}
     places = {name: sum(batch.ids.numel() for batch in batches) for name, batches in sets.items()}
+    work = {name: operations(model, batches) for name, batches in sets.items()}
     rate = {name: useful[name] / statistics.median(seconds[name]) for name in sets}
     return {
         "waste": waste(lengths, len(rows), row),
         "peer_waste": waste(lengths, len(balanced_knapsack(lengths, row)), row),
         "gain": rate["packed"] / rate["padded"],
         "possible_gain": (useful["packed"] / places["packed"]) / (useful["padded"] / places["padded"]),
+        "possible_gain_of_work": (work["padded"] / useful["padded"]) / (work["packed"] / useful["packed"]),
         "padding_share": 1 - useful["padded"] / places["padded"],
         "packed_tokens_a_second": rate["packed"],
         "padded_tokens_a_second": rate["padded"],
@@ -63,6 +70,15 @@ def packing(run: Path = RUN, rounds: int = 3) -> dict[str, float]:
         "mean_length": statistics.mean(lengths),
         "row": row,
     }
+
+
+def operations(model: UnifiedLM, batches: list[PackedBatch]) -> int:
+    """Floating-point operations of the batches, forward and backward."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        for batch in batches:
+            model(batch).loss.backward()
+    return counter.get_total_flops()
 
 
 def packed_batches(documents: list[Document], rows: list[list[int]], size: int) -> Iterator[PackedBatch]:

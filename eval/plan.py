@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM
 
 from lavit.experiment import Experiment, load_experiment
-from lavit.model import UnifiedLM, isolation_mask, llama_of
+from lavit.model import UnifiedLM, llama_of
 from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.tokenizers.merger import Merger
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.tokens import Slots
+from lavit.tokens import Rows
 from lavit.training.engine import TrainConfig
 from lavit.training.optimizer import parameter_groups
 
@@ -113,13 +114,6 @@ def tokenizer_plan(experiment: Experiment) -> StagePlan:
         selector = tokenizer.selector
         return selector.out(nn.functional.gelu(selector.inner(selector.norm(features))))
 
-    def merge() -> Tensor:
-        x = merger.proj_in(merger.norm_in(features))
-        out, rest = x[:, :kept], x[:, kept:]
-        for block in merger.blocks:
-            out = block(out, rest)
-        return merger.norm(out)
-
     def quantize() -> Tensor:
         unit = quantizer.proj(words.new_empty(kept, config.merger.width))
         return unit @ unit.new_empty(config.quantizer.width, config.quantizer.codes)
@@ -128,11 +122,20 @@ def tokenizer_plan(experiment: Experiment) -> StagePlan:
     if tokenizer.selector is not None:
         parts.append(part("selector", tokenizer.selector, select))
     parts += [
-        part("merger", merger, merge),
+        part("merger", merger, lambda: merged(merger, features, kept)),
         part("quantizer", quantizer, quantize),
         part("feature decoder", tokenizer.decoder, lambda: tokenizer.decoder(words, keep, position)),
     ]
     return StagePlan("tokenizer", parts, train, "images", train.batch * kept)
+
+
+def merged(merger: Merger, features: Tensor, kept: int) -> Tensor:
+    """What a merger computes of one image, (1, P, D) features of which ``kept`` patches stay; which ones is all one."""
+    x = merger.proj_in(merger.norm_in(features))
+    out, rest = x[:, :kept], x[:, kept:]
+    for block in merger.blocks:
+        out = block(out, rest)
+    return merger.norm(out)
 
 
 def pretrain_plan(experiment: Experiment) -> StagePlan:
@@ -149,19 +152,28 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
     length = words + 2 + TEXT_TOKENS
     with on_meta(train.precision):
         llm = LlamaForCausalLM(llama_of(shape)) if shape is not None else None
-        model = UnifiedLM(config, vocabulary, tokenizer.merger.width, llm=llm)
+        encoder = tokenizer.encoder
+        merger = Merger(encoder.width, encoder.patches, tokenizer.merger) if config.port == "patches" else None
+        model = UnifiedLM(config, vocabulary, tokenizer.merger.width, llm=llm, merger=merger)
         states = torch.empty(1, length, model.blocks.config.hidden_size)
         ids = torch.zeros(1, length, dtype=torch.int64)
-        fed = Slots(torch.arange(words), torch.empty(words, tokenizer.merger.width))
+        patches, fed = torch.empty(1, encoder.patches, encoder.width), torch.empty(words, tokenizer.merger.width)
+        places = torch.arange(length)
+        documents = Rows(places, places, torch.ones(1, length, dtype=torch.bool))
     mark_frozen(model, train)
 
     def blocks() -> Tensor:
-        mask = isolation_mask(ids, states.dtype)
-        return model.blocks(inputs_embeds=states, attention_mask=mask, position_ids=ids, use_cache=False)[0]
+        mask = states.new_zeros(1, 1, 1, 1)
+        return model.blocks(
+            inputs_embeds=states, attention_mask=mask, position_ids=ids, use_cache=False, documents=documents
+        )[0]
+
+    def port() -> Tensor:
+        return model.port.proj(merged(model.port.merger, patches, words) if model.port.merges else fed)
 
     parts = [
         part("embedding", model.embedding, lambda: model.embedding(ids)),
-        part("port", model.port, lambda: model.port(fed)),
+        part("port", model.port, port),
         part("blocks", model.blocks, blocks),
         # The loss is taken in chunks, and keeps no logits.
         part("head", model.head, lambda: model.head(states[0]), known=model.embedding),

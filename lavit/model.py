@@ -15,11 +15,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from lavit.config import OneOf
 from lavit.data.llms import llm_folder
+from lavit.layers.attention import BACKENDS
 from lavit.layers.lora import LoRAConfig, add_lora
+from lavit.layers.packed_attention import attend_by_document, block_diagonal_mask
 from lavit.layers.port import Port
 from lavit.layers.ranks import mean_over_ranks
 from lavit.layers.rows import SplitEmbedding, SplitHead
-from lavit.tokens import IGNORE, PackedBatch
+from lavit.tokens import IGNORE, PackedBatch, Rows
 from lavit.vocabulary import Vocabulary
 
 
@@ -67,6 +69,7 @@ class ModelConfig:
     ``lora`` puts adapters into the language model's blocks, which stay otherwise. ``checkpoint_activations`` keeps only
     what enters each block for the backward pass, which computes the rest again (arXiv 1604.06174). ``port`` says what
     is read of a picture: "features" that the tokenizer merged, or "patches", which a merger of the port's own merges.
+    ``attention`` of packed rows is "sdpa", or "xformers" on a GPU.
     ``z_loss`` weighs log²Z of the softmax's denominator Z in the loss (PaLM, arXiv 2204.02311, section 5).
     """
 
@@ -76,6 +79,7 @@ class ModelConfig:
     lora: LoRAConfig | None = None
     checkpoint_activations: bool = False
     port: str = "features"
+    attention: str = "sdpa"
 
 
 class LMOutput(NamedTuple):
@@ -162,6 +166,10 @@ class UnifiedLM(nn.Module):
             self.port = Port(feature_width, llm.config.hidden_size, merger)
         # The embedding lives in the split module alone; transformers is always given vectors.
         self.blocks.embed_tokens = None
+        if config.attention not in BACKENDS:
+            raise ValueError(f"model.attention '{config.attention}' is unknown; choose one of {', '.join(BACKENDS)}")
+        self.attention = config.attention
+        attend_by_document(self.blocks)
         if config.lora:
             add_lora(self.blocks, config.lora, seed + 2)
         if config.checkpoint_activations:
@@ -200,11 +208,14 @@ class UnifiedLM(nn.Module):
     def hidden(self, batch: PackedBatch) -> Tensor:
         """(B, T, D) last hidden states; documents of one row do not see each other."""
         x = self.embed(batch.ids, batch)
+        documents = Rows.of_documents(batch.document, batch.position)
         out = self.blocks(
             inputs_embeds=x,
-            attention_mask=isolation_mask(batch.document, x.dtype),
+            attention_mask=x.new_zeros(1, 1, 1, 1),  # has four dimensions, so that transformers makes none of its own
             position_ids=batch.position,
             use_cache=False,
+            documents=documents,
+            block_diagonal=block_diagonal_mask(documents) if self.attention == "xformers" else None,
         )
         return out.last_hidden_state
 
@@ -226,15 +237,3 @@ def matrix_sizes(module: nn.Module) -> int:
     """Operations a token costs in the matrices of ``module``: 2 forward, 2 back, 2 more for a weight's gradient."""
     matrices = [parameter for parameter in module.parameters() if getattr(parameter, "ds_shape", parameter.shape)[1:]]
     return sum(getattr(p, "ds_numel", p.numel()) * (6 if p.requires_grad else 4) for p in matrices)
-
-
-def isolation_mask(document: Tensor, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, T) additive float mask: a token sees its own document up to itself.
-
-    Additive, because transformers reads a boolean four-dimensional mask differently from one attention to another.
-    Padding sees itself, which keeps its softmax defined.
-    """
-    same = document[:, :, None] == document[:, None, :]
-    causal = torch.ones(document.shape[1], document.shape[1], dtype=torch.bool, device=document.device).tril()
-    allowed = (same & causal)[:, None]
-    return torch.zeros(allowed.shape, dtype=dtype, device=document.device).masked_fill(~allowed, torch.finfo(dtype).min)

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lavit.layers.lora import LoRAConfig
-from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM, build_llm, isolation_mask
+from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM, build_llm
 from lavit.tokens import IGNORE, PackedBatch, Slots
 from lavit.training.optimizer import OptimizerConfig, optimizer_for
 from lavit.vocabulary import Vocabulary
@@ -97,13 +97,12 @@ def test_every_parameter_has_a_gradient_whatever_the_batch_holds(model):
         assert bool(model.port.proj.weight.grad.abs().sum() > 0) == bool(slots)
 
 
-def test_isolation_mask():
-    document = torch.tensor([[0, 0, 1, 1, -1]])
-    mask = isolation_mask(document, torch.float32)
-    assert mask.shape == (1, 1, 5, 5) and mask.dtype == torch.float32
-    allowed = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
-    assert (mask[0, 0] == 0).int().tolist() == allowed
-    assert mask.min() == torch.finfo(torch.float32).min
+def test_an_attention_that_is_not_there(model):
+    with pytest.raises(ValueError, match="model.attention 'flash' is unknown; choose one of sdpa, xformers"):
+        UnifiedLM(ModelConfig(LLMConfig(scratch=SCRATCH), attention="flash"), VOCABULARY, WIDTH)
+    fast = UnifiedLM(ModelConfig(LLMConfig(scratch=SCRATCH), attention="xformers"), VOCABULARY, WIDTH)
+    with pytest.raises(ValueError, match="attention 'xformers' needs a GPU"):
+        fast(example())
 
 
 def test_seed_alone_decides_the_weights():

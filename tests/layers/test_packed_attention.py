@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaModel
+
+from lavit.layers.packed_attention import attend_by_document, block_diagonal_mask, document_attention
+from lavit.tokens import Rows
+
+# Two rows: documents of 3 and 2 tokens with a place left, then one of 6.
+DOCUMENT = torch.tensor([[0, 0, 0, 1, 1, -1], [2, 2, 2, 2, 2, 2]])
+POSITION = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+
+
+@pytest.fixture
+def documents() -> Rows:
+    return Rows.of_documents(DOCUMENT, POSITION)
+
+
+def heads(count: int, seed: int) -> torch.Tensor:
+    return torch.randn(2, count, 6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_documents_of_rows(documents):
+    x = torch.arange(12.0).view(2, 6, 1)
+    padded = documents.pad(documents.take(x))[..., 0]
+    assert padded.tolist() == [[0, 1, 2, 0, 0, 0], [3, 4, 0, 0, 0, 0], [6, 7, 8, 9, 10, 11]]
+    assert documents.pack(documents.pad(documents.take(x))).flatten().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("groups", [2, 1])
+def test_each_document_is_attended_causally_by_itself(documents, groups):
+    query, key, value = heads(2, 0), heads(groups, 1), heads(groups, 2)
+    out = document_attention(query, key, value, documents, scale=0.3)
+    assert out.shape == (2, 6, 2, 4) and not out[0, 5].any()
+    for row, where in ((0, slice(0, 3)), (0, slice(3, 5)), (1, slice(0, 6))):
+        q, k, v = (x[row, :, where] for x in (query, key.expand(2, 2, 6, 4), value.expand(2, 2, 6, 4)))
+        scores = (0.3 * q @ k.transpose(-1, -2)).masked_fill(
+            ~torch.ones(len(q[0]), len(q[0])).tril().bool(), -torch.inf
+        )
+        torch.testing.assert_close(out[row, where].transpose(0, 1), F.softmax(scores, -1) @ v)
+
+
+def test_a_language_model_attends_by_document_or_as_it_did():
+    torch.manual_seed(0)
+    model = LlamaModel(LlamaConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32))
+    x = torch.randn(2, 6, 16)
+    plain = model.eval()(inputs_embeds=x).last_hidden_state
+    attend_by_document(model)
+    torch.testing.assert_close(model(inputs_embeds=x).last_hidden_state, plain)
+    documents = Rows.of_documents(torch.tensor([[0] * 6, [1] * 6]), torch.arange(6).expand(2, 6))
+    torch.testing.assert_close(
+        model(inputs_embeds=x, attention_mask=x.new_zeros(1, 1, 1, 1), documents=documents).last_hidden_state, plain
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [2, 1])
+def test_xformers_gives_the_same_on_a_gpu(groups):
+    documents = Rows.of_documents(DOCUMENT.cuda(), POSITION.cuda())
+    parts = [
+        torch.randn(2, n, 6, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (2, groups, groups)
+    ]
+    expected = document_attention(*parts, documents)
+    found = document_attention(*parts, documents, block_diagonal=block_diagonal_mask(documents))
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+    for one, two in zip(*(torch.autograd.grad(out.sum(), parts) for out in (expected, found)), strict=True):
+        torch.testing.assert_close(two, one, atol=3e-2, rtol=3e-2)
