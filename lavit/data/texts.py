@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lavit.data.assets import fetch
 from lavit.data.examples import SourceError
 from lavit.data.split import SPLITS, SplitConfig, assign_split
 from lavit.runs import read_json, write_json
@@ -23,11 +24,12 @@ SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 class TextConfig:
     """Files, or folders that are searched for them, of text documents: ``.txt`` holds one, ``.jsonl`` one a line.
 
-    The line is a JSON object with a string ``text``. Both may be compressed (``.gz``).
+    The line is a JSON object with a string ``text``. Both may be compressed (``.gz``). ``assets`` are packages of text,
+    from :data:`lavit.data.assets.ASSETS`.
     """
 
     paths: list[str] = field(default_factory=list)
-    licence: str = "unknown"
+    assets: list[str] = field(default_factory=list)
 
 
 def write_texts(config: TextConfig, split: SplitConfig, folder: Path) -> dict[str, int]:
@@ -69,7 +71,7 @@ def documents(config: TextConfig) -> Iterator[tuple[str, str]]:
     Raises:
         SourceError: see :func:`write_texts`.
     """
-    for place in map(Path, config.paths):
+    for place in [*map(Path, config.paths), *map(fetch, config.assets)]:
         if not place.exists():
             raise SourceError(f"data.text: {place} does not exist")
         found = [place] if place.is_file() else sorted(place.rglob("*"))

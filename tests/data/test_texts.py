@@ -35,6 +35,12 @@ def test_every_document_is_in_one_split_and_comes_back(files, tmp_path):
     )
 
 
+def test_a_package_of_text(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("lavit.data.texts.fetch", {"novels": files}.__getitem__)
+    counts = write_texts(TextConfig(assets=["novels"]), SPLIT, tmp_path / "out")
+    assert counts == write_texts(TextConfig([str(files)]), SPLIT, tmp_path / "same") and sum(counts.values()) == 32
+
+
 def test_what_is_there_is_kept_and_other_paths_are_refused(files, tmp_path):
     config = TextConfig([str(files)])
     counts = write_texts(config, SPLIT, tmp_path / "out")
