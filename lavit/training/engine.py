@@ -30,8 +30,9 @@ class TrainConfig:
     """One training stage. ``batch`` is items a step over all ranks and accumulation steps.
 
     The newest ``keep_checkpoints`` are kept, and the one with the least validation loss where there is validation:
-    every ``validate_every`` steps and at the end, never if 0. A GPU's optimizer state (from ZeRO 1 on) and parameters
-    (ZeRO 3) may be offloaded to the CPU's memory. ``workers`` processes a rank make batches ahead of time.
+    before the first step, every ``validate_every`` steps and at the end, never if 0. A GPU's optimizer state (from
+    ZeRO 1 on) and parameters (ZeRO 3) may be offloaded to the CPU's memory. ``workers`` processes a rank make batches
+    ahead of time.
     """
 
     steps: int = 400

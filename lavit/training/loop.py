@@ -86,6 +86,8 @@ def train(
         first = run.resume(newest)
         progress = Progress(folder, config.steps, unit) if rank == 0 else None
         batches = run.batches(first, batch_at)
+        if validate and config.validate_every and first == 0:
+            run.log_validation(0, "before", run.measured(validate))
         for step in range(first, config.steps):
             before_step(step)
             figures = run.step(step, batches, together, flops)
@@ -159,13 +161,20 @@ class _Run:
         return micro_batches(batch_at, places, cfg.workers, pin=self.device.type == "cuda")
 
     @torch.no_grad()
-    def validated(self, step: int, validate: Callable[[], dict[str, float]]) -> bool:
-        """Log what validation finds, and say whether it is the best so far."""
+    def measured(self, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
         self.engine.eval()
         figures = validate()
         self.engine.train()
+        return figures
+
+    def log_validation(self, step: int, when: str, figures: dict[str, float]) -> None:
         if self.written:
-            self.written.write(step, {f"validation_{name}": value for name, value in figures.items()})
+            self.written.write(step, {f"{when}_{name}": value for name, value in figures.items()})
+
+    def validated(self, step: int, validate: Callable[[], dict[str, float]]) -> bool:
+        """Log what validation finds, and say whether it is the best so far."""
+        figures = self.measured(validate)
+        self.log_validation(step, "validation", figures)
         if self.best is not None and not figures["loss"] < self.best["loss"]:
             return False
         self.best = {"step": step + 1, "loss": figures["loss"]}

@@ -101,7 +101,7 @@ def main(folder, steps, poison={}, stop=None, cut=None, width=6, muon=False, tol
     def validate():
         """Figures by the number of steps taken, as if they were measured."""
         assert not model.training
-        return {"loss": told[str(taken[-1])]}
+        return {"loss": told[str(taken[-1] if taken else 0)]}
 
     counts = lambda step: {"tokens_read": 3.0}
     train(model, batch_at, config, Path(folder), validate=validate if told else None, counts=counts, flops=len)
@@ -138,7 +138,7 @@ WIDE = 30_000  # ZeRO-3 leaves parameters of fewer than 100,000 numbers whole
 NAN_LOSS = {"3": [True, 1, 0, "loss"]}  # in the second micro-batch, after the first has left its gradients
 NAN_GRADIENT = {"3": [True, 0, 0, "gradient"]}
 NAN_ON_ONE_RANK = {"3": [True, 1, 1, "loss"]}
-VALIDATED = {"steps": STEPS, "validate_every": 2, "told": {"2": 3.0, "4": 1.0, "6": 2.0, "8": 1.5}}
+VALIDATED = {"steps": STEPS, "validate_every": 2, "told": {"0": 9.0, "2": 3.0, "4": 1.0, "6": 2.0, "8": 1.5}}
 MUON = {"steps": STEPS, "muon": True, "poison": NAN_GRADIENT, "keep_checkpoints": 9}
 FOREVER = {str(step): [True, 0, 0, "loss"] for step in range(2, 20)}
 
@@ -340,6 +340,8 @@ def test_the_checkpoint_with_the_best_validation_loss_stays(one_rank, resumed, n
     folder = one_rank / name
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     found = {line["step"] + 1: line["validation_loss"] for line in lines if "validation_loss" in line}
+    before = [line["before_loss"] for line in lines if "before_loss" in line]
+    assert before == ([9.0] if name == "validated" else []), "before the first step, and never again"
     assert found == ({2: 3.0, 4: 1.0, 6: 2.0, 8: 1.5} if name == "validated" else {6: 2.0, 8: 1.5})
     assert sorted(path.name for path in (folder / "checkpoints").glob("step*")) == ["step4", f"step{STEPS}"]
     newest = json.loads((folder / "checkpoints" / f"step{STEPS}" / "complete").read_text())
