@@ -14,10 +14,10 @@ from lavit.runs import read_json
 def collect(runs: list[Path]) -> dict[str, dict[str, Any]]:
     """Group → figure → {mean, std, values} over the runs' metrics.json; std is the sample's, 0 for one run.
 
-    A run that lacks a figure of the first, the seconds of a stage that it took over, is left out of that figure.
+    A run that took a stage over from another lacks its seconds, and is left out of them.
 
     Raises:
-        ValueError: a run without metrics.json.
+        ValueError: a run without metrics.json, or without a figure that the first has.
     """
     missing = [str(run) for run in runs if not (run / "metrics.json").is_file()]
     if not runs or missing:
@@ -29,6 +29,8 @@ def collect(runs: list[Path]) -> dict[str, dict[str, Any]]:
             if isinstance(value, int | float) and not isinstance(value, bool):
                 found = [metrics.get(group, {}).get(name) for metrics in all_metrics]
                 values = [value for value in found if value is not None]
+                if len(values) < len(found) and group != "seconds":
+                    raise ValueError(f"{runs[found.index(None)]} has no {group}.{name}, which {runs[0]} has")
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 table.setdefault(group, {})[name] = {"mean": statistics.mean(values), "std": spread, "values": values}
     return table

@@ -59,10 +59,10 @@ def resume(run: Path = RUN, kills: int = 20, steps: int = 1200, seed: int = 0) -
                 draw.choice(family).send_signal(SIGNALS[struck % len(SIGNALS)])
             struck += 1
             left = psutil.wait_procs(family, timeout=PATIENCE)[1]
-            process.wait()
             orphans, longest = orphans + len(left), max(longest, time.monotonic() - start)
             for other in left:
                 other.kill()
+            process.wait()
             saved = latest_checkpoint(killed / "pretrain" / "checkpoints")
             repeated += _logged(killed) - (int(saved.name[4:]) if saved else 0)
         _finish(run, killed, steps)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lavit import config as configuration
 from lavit.data.documents import READ
+from lavit.data.llms import LLMS
 from lavit.data.mixture import MixtureConfig
 from lavit.data.prepare import DataConfig
 from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
@@ -18,7 +19,7 @@ from lavit.renderers.diffusion import DiffusionConfig
 from lavit.runs import DemoConfig, FolderLock, end_with_parent, is_done, mark_done, open_run, stage_clock, stage_folder
 from lavit.tokenizers.selector import GainSelector
 from lavit.tokenizers.tokenizer import TokenizerConfig
-from lavit.training.engine import TrainConfig
+from lavit.training.engine import TrainConfig, check_train
 
 LEAST_TEXT = 16  # tokens that must fit into a row beside an image
 
@@ -188,7 +189,18 @@ def check(experiment: Experiment) -> None:
     check_tokenizer(e.tokenizer)
     if e.extraction.batch < 1:
         raise ValueError(f"extraction.batch is {e.extraction.batch}; it must be at least 1")
+    mixture = e.pretrain.mixture
+    if mixture.drop_tokens and (mixture.learn_read or e.pretrain.read == "ids"):
+        raise ValueError(
+            "pretrain.mixture.drop_tokens leaves out tokens of images that are read, whose ids then are no image's: "
+            "set it to 0 beside mixture.learn_read or read: ids"
+        )
+    if e.pretrain.model.llm.asset not in (None, *LLMS):
+        raise ValueError(
+            f"pretrain.model.llm.asset '{e.pretrain.model.llm.asset}' is unknown; choose {', '.join(LLMS)}"
+        )
     for name, train in (("tokenizer", e.tokenizer.train), ("pretrain", e.pretrain.train), ("decoder", e.decoder.train)):
+        check_train(train, f"{name}.train")
         if train.batch % (e.demo.processes * train.accumulate):
             raise ValueError(
                 f"{name}.train.batch {train.batch} is not a multiple of demo.processes {e.demo.processes} × "

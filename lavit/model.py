@@ -5,6 +5,7 @@ LaVIT, arXiv 2309.04669, section 3.2: text and image tokens are predicted by one
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -195,6 +196,8 @@ class UnifiedLM(nn.Module):
         """
         real = batch.document >= 0
         blocks, head = (matrix_sizes(part) for part in (self.blocks, self.head))
+        if self.vocabulary.gaps > 1:  # each gap's states meet the rows of all codes
+            head += (self.vocabulary.gaps - 1) * operations_of(self.head.new)
         config = self.blocks.config
         tokens, learned = float(real.sum()), float((batch.labels != IGNORE).sum())
         pairs = float((batch.position + 1)[real].sum())
@@ -234,6 +237,11 @@ class UnifiedLM(nn.Module):
 
 
 def matrix_sizes(module: nn.Module) -> int:
-    """Operations a token costs in the matrices of ``module``: 2 forward, 2 back, 2 more for a weight's gradient."""
-    matrices = [parameter for parameter in module.parameters() if getattr(parameter, "ds_shape", parameter.shape)[1:]]
-    return sum(getattr(p, "ds_numel", p.numel()) * (6 if p.requires_grad else 4) for p in matrices)
+    """Operations a token costs in the matrices of ``module``; see :func:`operations_of`."""
+    return sum(map(operations_of, module.parameters()))
+
+
+def operations_of(weight: nn.Parameter) -> int:
+    """Operations a token costs in a matrix: 2 a number forward, 2 back, 2 more for a gradient; none in a vector."""
+    shape = getattr(weight, "ds_shape", weight.shape)  # ZeRO-3 has it elsewhere
+    return math.prod(shape) * (6 if weight.requires_grad else 4) if len(shape) > 1 else 0

@@ -42,7 +42,7 @@ def started_model(experiment: Experiment, run: Path, start: Path) -> UnifiedLM:
     plain = replace(experiment, pretrain=replace(experiment.pretrain, model=replace(config, lora=None)))
     model = load_weights(Workspace(plain, run).new_model(), start / "pretrain" / "model.safetensors")
     if config.lora:
-        add_lora(model.blocks, config.lora, experiment.seed)
+        add_lora(model.blocks, config.lora, experiment.seed + 2)
     return model
 
 
@@ -58,6 +58,8 @@ def started_from(experiment: Experiment) -> Path:
     for stage in ("extract", "pretrain"):
         if not is_done(start / stage):
             raise ValueError(f"finetune.start: {start} has no finished {stage}; train it first")
+    if load_experiment(start / "config.yaml").pretrain.model.lora is not None:
+        raise ValueError(f"finetune.start: {start} was trained with adapters (pretrain.model.lora); name one without")
     known, own = (read_plain_text(to_yaml(e)) for e in (load_experiment(start / "config.yaml"), experiment))
     changed = changed_keys(known, own)
     wrong = [key for key in changed if _under(key, ALIKE) and not _under(key, MAY_DIFFER)]
@@ -75,8 +77,13 @@ def _under(key: str, beginnings: tuple[str, ...]) -> bool:
 def take_over(start: Path, run: Path) -> None:
     """Let ``run`` have the folders of ``start`` that stay as they are, and its text tokenizer."""
     for name in SHARED:
-        if (start / name).is_dir() and not (run / name).exists():
-            (run / name).symlink_to((start / name).resolve())
+        place = run / name
+        if place.is_symlink():
+            place.unlink()
+        if place.exists():
+            raise ValueError(f"{place} is there, which a fine-tuned run takes from {start}; remove it")
+        if (start / name).is_dir():
+            place.symlink_to((start / name).resolve())
     text = run / "pretrain" / "text"
     if (start / "pretrain" / "text").is_dir() and not text.is_dir():
         draft = text.with_name("text.tmp")

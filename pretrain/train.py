@@ -28,6 +28,8 @@ def main(experiment: Experiment, run: Path) -> None:
     folder = work.folder("pretrain")
     if is_done(folder):
         return
+    if experiment.finetune.start is not None:
+        raise ValueError(f"finetune.start is {experiment.finetune.start}: this is for `make finetune`; set it to null")
     rank, _, _ = start_processes()
     if rank == 0:
         make_text_tokenizer(work, folder)

@@ -144,9 +144,11 @@ def test_missing_folder():
         build_llm(ModelConfig(LLMConfig(folder="/no/such")), TEXT, 0)
 
 
-def test_operations_are_those_that_pytorch_counts():
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, Vocabulary(TEXT, 30, gaps=5)])
+def test_operations_are_those_that_pytorch_counts(vocabulary):
     """Of rows without padding, with every token learned and so short that attention hardly counts."""
-    model = unified(LLMConfig(scratch=ScratchConfig(hidden=64, layers=2, heads=2, mlp=176, max_position=32)))
+    scratch = ScratchConfig(hidden=64, layers=2, heads=2, mlp=176, max_position=32)
+    model = unified(LLMConfig(scratch=scratch), vocabulary=vocabulary)
     ids = [[0, 3, 5, 7, 5, 3, 9, 2]] * 4
     batch = batch_of(ids, ids)
     with FlopCounterMode(display=False) as counter:

@@ -46,6 +46,16 @@ class DocumentMaker:
         """``<s> text </s>``."""
         return self._fit([self._text(text)])
 
+    def passage(self, text: str, generator: torch.Generator) -> Document:
+        """``<s> text </s>``, or of a text that is longer than a row as much as a row holds, from anywhere in it."""
+        document = [self._text(text)]
+        ids = document[0].ids
+        if len(ids) <= self.row:
+            return document
+        inner = self.row - 1  # beside <s>; the end counts as a token of the text
+        start = int(torch.randint(1, len(ids) - inner + 1, (), generator=generator))
+        return [document[0]._replace(ids=torch.cat([ids[:1], ids[start : start + inner]]))]
+
     def interleaved(self, pictures: list[tuple[str, Tensor]]) -> Document:
         """``<s> caption [IMG] codes [/IMG] caption [IMG] codes [/IMG] … </s>`` of (caption, codes); all is learned.
 

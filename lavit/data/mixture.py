@@ -156,7 +156,7 @@ class Mixture:
         if kind == "image_text":
             return self._reading(self.maker.image_text(self._seen(codes, caption, generator), text))
         if kind == "text_only":
-            return self.maker.text_only(self._passage(plain, generator))
+            return self.maker.passage(self.plain.text(plain) if self.plain else text, generator)
         if kind == "interleaved":
             group = self.group_of[caption]
             others = torch.randint(len(group), (self.config.pictures - 1,), generator=generator).tolist()
@@ -166,16 +166,6 @@ class Mixture:
             return self.maker.image_only(codes.codes(caption))
         document = self.maker.text_image(text, codes.codes(caption))
         return [self._thinned(document[0], generator), *document[1:]] if self.config.drop_text else document
-
-    def _passage(self, number: int, generator: torch.Generator) -> str:
-        """A text; of one that surely is too long for a row, a part that begins anywhere."""
-        if self.plain is None:
-            return self.texts[number]
-        text, longest = self.plain.text(number), 8 * self.maker.row
-        if len(text) <= longest:
-            return text
-        start = int(torch.randint(len(text) - longest + 1, (), generator=generator))
-        return text[start : start + longest]
 
     def _reading(self, document: Document) -> Document:
         """A document that begins with an image that is read."""

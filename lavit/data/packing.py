@@ -74,13 +74,15 @@ def pack_rows(lengths: list[int], row: int, least: int = 1) -> list[list[int]]:
 def rows_for(lengths: list[int], row: int, slots: int) -> list[list[list[int]]]:
     """The rows of a step's documents for each of ``slots`` micro-batches (ranks × accumulation steps).
 
-    Every slot gets as many rows where there are documents enough, so that no rank waits for another.
+    Slots get about as many rows each, so that no rank waits long for another.
 
     Raises:
         ValueError: fewer documents than slots, or see :func:`best_fit`.
     """
     if len(lengths) < slots:
-        raise ValueError(f"{len(lengths)} documents are fewer than {slots} ranks × accumulation steps; raise batch")
+        raise ValueError(
+            f"{len(lengths)} documents are fewer than {slots} ranks × accumulation steps; raise their number"
+        )
     each = -(-sum(lengths) // (row * slots))
     rows = pack_rows(lengths, row, least=each * slots)
     return [rows[slot::slots] for slot in range(slots)]

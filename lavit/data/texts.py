@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -87,14 +88,15 @@ def _read(path: Path) -> Iterator[tuple[str, str]]:
     number = 0
     try:
         with opened(path, "rt", encoding="utf-8") as file:
-            if ".jsonl" not in path.suffixes[-2:]:
+            if path.name.removesuffix(".gz").endswith(".txt"):
                 yield from [(path.name, text)] if (text := file.read().strip()) else []
                 return
             for number, line in enumerate(file, 1):
                 text = json.loads(line)["text"].strip() if line.strip() else ""
+                text.encode()  # a lone surrogate has no bytes
                 if text:
                     yield f"{path.name}:{number}", text
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         where = f"{path}, line {number}" if number else str(path)
         raise SourceError(f"data.text: {where} cannot be read ({error}); mend it or leave it out") from None
 

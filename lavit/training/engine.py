@@ -105,6 +105,28 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
+def check_train(config: TrainConfig, key: str = "train") -> None:
+    """Check what does not go together in the stage's settings, whose dotted ``key`` the message names.
+
+    Raises:
+        ValueError: an unknown precision or ZeRO stage, fewer than no workers, or what needs another stage.
+    """
+    stage = config.zero_stage
+    if config.precision not in ("fp32", "bf16"):
+        raise ValueError(f"{key}.precision '{config.precision}' is unknown; choose fp32 or bf16")
+    if stage not in (0, 1, 2, 3):
+        raise ValueError(f"{key}.zero_stage {stage} is unknown; choose 0, 1, 2 or 3")
+    if config.workers < 0:
+        raise ValueError(f"{key}.workers is {config.workers}; it must be at least 0")
+    if config.optimizer.muon and stage:
+        raise ValueError(
+            f"{key}.optimizer.muon needs zero_stage 0, not {stage}: ZeRO cuts the matrices that Muon orthogonalizes; "
+            "choose zero_stage: 0 or muon: null"
+        )
+    if config.offload_optimizer and not stage or config.offload_parameters and stage != 3:
+        raise ValueError(f"{key}.offload_optimizer needs zero_stage 1 to 3 and offload_parameters 3, not {stage}")
+
+
 def build_engine(model: nn.Module, config: TrainConfig, world: int, universal: bool = False) -> Any:
     """The DeepSpeed engine around ``model``; ``universal`` says which kind of checkpoint it is going to load.
 
@@ -117,18 +139,8 @@ def build_engine(model: nn.Module, config: TrainConfig, world: int, universal: b
         raise ValueError(
             f"batch {config.batch} is not a multiple of {world} ranks × {config.accumulate} accumulation steps"
         )
-    if config.precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision '{config.precision}' is unknown; choose fp32 or bf16")
-    if config.zero_stage not in (0, 1, 2, 3):
-        raise ValueError(f"zero_stage {config.zero_stage} is unknown; choose 0, 1, 2 or 3")
+    check_train(config)
     opt = config.optimizer
-    if opt.muon and config.zero_stage:
-        raise ValueError(
-            f"optimizer.muon needs zero_stage 0, not {config.zero_stage}: ZeRO cuts the matrices that Muon "
-            "orthogonalizes; choose zero_stage: 0 or muon: null"
-        )
-    if config.offload_optimizer and not config.zero_stage or config.offload_parameters and config.zero_stage != 3:
-        raise ValueError(f"offload_optimizer needs zero_stage 1 to 3 and offload_parameters 3, not {config.zero_stage}")
     optimizer = optimizer_for(model, opt)
     trained = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
     settings = {

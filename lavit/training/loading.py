@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,9 +14,10 @@ from lavit.data.order import Place
 
 
 class _Failed(NamedTuple):
-    """What a worker could not make; raised where it is wanted, with its own words."""
+    """What a worker could not make; raised where it is wanted, with its own words and, as its cause, where it was."""
 
     error: Exception
+    where: str
 
 
 class _Batches(Dataset):
@@ -28,7 +31,13 @@ class _Batches(Dataset):
         try:
             return self.batch_at(self.places[number])
         except Exception as error:
-            return _Failed(error)
+            return _Failed(error, traceback.format_exc())
+
+
+def _leave_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the workers too, but it is their rank that stops: it still needs batches till then."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def micro_batches(batch_at: Callable[[Place], Any], places: list[Place], workers: int, pin: bool) -> Iterator[Any]:
@@ -48,11 +57,12 @@ def micro_batches(batch_at: Callable[[Place], Any], places: list[Place], workers
         batch_size=None,
         num_workers=workers,
         collate_fn=lambda batch: batch,
+        worker_init_fn=_leave_signals,
         pin_memory=pin,
         # Without one of its own it would draw from the global generator, and resuming would go on from another state.
         generator=torch.Generator(),
     )
     for batch in loader:
         if isinstance(batch, _Failed):
-            raise batch.error
+            raise batch.error from RuntimeError(batch.where)
         yield batch

@@ -87,7 +87,8 @@ def train(
         progress = Progress(folder, config.steps, unit) if rank == 0 else None
         batches = run.batches(first, batch_at)
         if validate and config.validate_every and first == 0:
-            run.log_validation(0, "before", run.measured(validate))
+            with run.meter.paused():
+                run.log_validation(0, "before", run.measured(validate))
         for step in range(first, config.steps):
             before_step(step)
             figures = run.step(step, batches, together, flops)
@@ -100,10 +101,11 @@ def train(
             last = step + 1 == config.steps
             stopping = run.any_rank(stop.requested)
             best = False
-            if validate and config.validate_every and (last or (step + 1) % config.validate_every == 0):
-                best = run.validated(step, validate)
-            if last or stopping or best or (step + 1) % config.checkpoint_every == 0:
-                run.save(step + 1)
+            with run.meter.paused():
+                if validate and config.validate_every and (last or (step + 1) % config.validate_every == 0):
+                    best = run.validated(step, validate)
+                if last or stopping or best or (step + 1) % config.checkpoint_every == 0:
+                    run.save(step + 1)
             if stopping and not last:
                 raise Stopped(128 + (stop.signal or 15))
         make_whole(objective)
@@ -146,6 +148,9 @@ class _Run:
             )
         if newest.name == UNIVERSAL:
             restore_groups(self.engine.optimizer, groups)
+            own = dict(self.engine.module.named_buffers())  # DeepSpeed restores parameters alone
+            for name, value in state["buffers"].items():
+                own[name].copy_(value)
         self.best, self.counts = state.get("best"), state.get("counts", {})
         return state["step"]
 
@@ -210,6 +215,8 @@ class _Run:
                 finite = not self.any_rank(not here)
                 skip_update(self.engine, not finite)
             self.engine.step()
+        # With offloaded states DeepSpeed keeps the gradients to itself, and drops the update by itself.
+        finite = finite and not self.any_rank(bool(getattr(self.engine.optimizer, "overflow", False)))
         return self._figures(step, totals, finite)
 
     def _figures(self, step: int, totals: dict[str, Tensor], finite: bool) -> dict[str, float]:
@@ -257,7 +264,8 @@ class _Run:
         if self.rank == 0:
             shutil.rmtree(self.checkpoints / tag, ignore_errors=True)
         dist.barrier()
-        state = {"step": step, "best": self.best, "counts": self.counts}
+        buffers = {name: value.cpu() for name, value in self.engine.module.named_buffers()}
+        state = {"step": step, "best": self.best, "counts": self.counts, "buffers": buffers}
         self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state=state)
         dist.barrier()
         if self.rank == 0:

@@ -35,6 +35,13 @@ class Meter:
         yield
         self.waited += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The block's time is no step's."""
+        start = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - start
+
     def add(self, flops: float, tokens: float) -> None:
         """A step is over; ``flops`` of this rank's forward and backward, ``tokens`` of all ranks, 0 if unknown."""
         self.steps += 1
@@ -93,4 +100,6 @@ def measured_peak(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> 
         product = a @ a
         product[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - start)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     return 2 * size**3 / min(seconds)

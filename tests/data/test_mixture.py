@@ -202,11 +202,15 @@ class Texts:
 def test_text_without_pictures_is_read_where_there_is_some():
     made = mixture(text_only=1.0)
     made.plain = Texts()
-    steps = [made.step(step, 8, seed=1) for step in range(4)]
+    steps = [made.step(step, 8, seed=1) for step in range(100)]
     flat = [d.document[0].ids.tolist() for step in steps for d in step]
     short = [ids for ids in flat if len(ids) < 64]
-    assert len(short) == 16 and all(ids == [0, 10, 11, 12, 1] for ids in short), "every text as often as the other"
+    assert len(short) == 400 and all(ids == [0, 10, 11, 12, 1] for ids in short), "every text as often as the other"
     long = [ids for ids in flat if len(ids) == 64]
-    assert len(long) == 16 and len({ids[2] for ids in long}) > 5, "a passage of the long one, from anywhere"
+    assert len(long) == 400 and all(ids[0] == 0 for ids in long)
+    whole = [10 + n % 30 for n in range(400)] + [1]
+    starts = {next(s for s in range(339) if whole[s : s + 63] == ids[1:]) for ids in long}
+    assert any(ids[-1] == 1 for ids in long), "also its end"
+    assert len({ids[1] for ids in long}) == 30 and starts, "a passage of the long one, from anywhere"
     assert made.counts(steps[0])["epochs_text"] == 4
     assert made.every_kind(4, seed=0)["text_only"][0][0].modality == "text"

@@ -132,7 +132,7 @@ def test_a_step_s_rows_are_shared_out_whole(slots):
 
 
 def test_fewer_documents_than_ranks():
-    with pytest.raises(ValueError, match="2 documents are fewer than 3 ranks × accumulation steps"):
+    with pytest.raises(ValueError, match="2 documents are fewer than 3 ranks × accumulation steps; raise their number"):
         rows_for([4, 4], 10, 3)
 
 

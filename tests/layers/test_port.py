@@ -52,8 +52,7 @@ def test_nothing_to_read_gives_every_parameter_a_gradient_of_zero(merger, merges
     out = port(None)
     assert out.shape == (0, HIDDEN)
     out.sum().backward()
-    used = [p for p in port.parameters() if p.grad is not None]
-    assert len(used) >= 0.8 * len(list(port.parameters())) and not any(p.grad.any() for p in used)
+    assert all(p.grad is not None and not p.grad.any() for p in port.parameters())
 
 
 def test_a_port_gets_what_it_reads(merger, patches):

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -67,10 +68,13 @@ class Model(nn.Module):
         super().__init__()
         torch.manual_seed(1)
         self.first, self.second = nn.Linear(4, width), nn.Linear(width, 4)
+        self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, batch):
         x, poison = batch
         out = self.second(self.first(x).tanh())
+        if self.training:
+            self.seen += 1
         loss = (out - x.flip(-1)).square().mean()
         if poison == "loss":
             loss = loss * float("nan")
@@ -170,6 +174,9 @@ def two_ranks(tmp_path_factory) -> Path:
     before = set(SHARED_MEMORY.glob("deepspeed*"))
     assert 0 == started(folder, {
         "zero2": {"steps": STEPS, "zero_stage": 2},
+        "offloaded_nan": {
+            "steps": STEPS, "zero_stage": 2, "offload_optimizer": True, "poison": {"3": [True, 0, 1, "gradient"]},
+        },
         "zero2_nan": {"steps": STEPS, "zero_stage": 2, "accumulate": 2, "poison": NAN_ON_ONE_RANK},
         "zero3_wide": {"steps": 1, "zero_stage": 3, "width": WIDE},
         "muon": MUON,
@@ -246,6 +253,8 @@ def assert_trained_as_by_hand(folder: Path, skipped: int | None = None) -> None:
     for step, (loss, wanted) in enumerate(zip(found, expected, strict=True)):
         assert loss == (None if wanted is None else pytest.approx(wanted, abs=1e-5)), f"step {step}"
     for name, value in load_file(folder / "model.safetensors").items():
+        if name == "seen":
+            continue
         torch.testing.assert_close(value, weights[name], atol=1e-5, rtol=0)
 
 
@@ -270,8 +279,9 @@ def test_a_step_without_a_finite_loss_or_gradient_is_dropped_whole(one_rank, nam
     assert {"step": 3, "skipped": 1.0, "tokens_read": 12.0} in log_of(one_rank / name)
 
 
-def test_a_step_is_dropped_on_every_rank(two_ranks):
-    assert_trained_as_by_hand(two_ranks / "zero2_nan", skipped=3)
+@pytest.mark.parametrize("name", ["zero2_nan", "offloaded_nan"])
+def test_a_step_is_dropped_on_every_rank(two_ranks, name):
+    assert_trained_as_by_hand(two_ranks / name, skipped=3)
 
 
 def test_weights_that_zero_3_spread_over_the_ranks_are_whole_again(one_rank, two_ranks):
@@ -354,6 +364,7 @@ def test_another_number_of_ranks_goes_on(one_rank, two_ranks, resumed, name):
     """Two ranks are stopped and one goes on, or one and two; the steps are those of one that was never stopped."""
     folder = (one_rank if name == "zero1_cut" else two_ranks) / name
     assert_trained_as_by_hand(folder)
+    assert load_file(folder / "model.safetensors")["seen"] == STEPS, "what is no parameter goes on too"
     assert [path.name for path in (folder / "checkpoints").iterdir() if path.is_dir()] == [f"step{STEPS}"]
 
 
@@ -363,3 +374,22 @@ def test_a_rank_that_cannot_read_its_data_ends_the_others(tmp_path):
         started(tmp_path, {"cut": {"steps": STEPS, "cut": [3, 1]}}, ranks=2)
     assert time.monotonic() - start < 90, "rank 0 waits for a step that never comes"
     assert [line["step"] for line in log_of(tmp_path / "cut")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_with_workers_saves_when_it_is_stopped(tmp_path, signum):
+    """The signal reaches the workers as well, as the launcher and a terminal send it to all processes of the group."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    runs = {"cut": {"steps": 100_000, "workers": 2}}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "probe", json.dumps(runs)]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, stderr=subprocess.PIPE)
+    log = tmp_path / "cut" / "log.jsonl"
+    while not (log.is_file() and log.read_text().count("\n") > 10):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, signum)
+    error = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 128 + signum, error[-3000:]
+    newest = max(int(path.name[4:]) for path in (tmp_path / "cut" / "checkpoints").glob("step*"))
+    assert newest == log_of(tmp_path / "cut")[-1]["step"] + 1, "the step it was stopped in is saved"
