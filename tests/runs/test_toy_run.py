@@ -19,6 +19,7 @@ from lavit.experiment import load_experiment
 from lavit.training.engine import digest
 from lavit.workspace import Workspace
 from pretrain.finetune import started_from
+from pretrain.train import main as pretrain_alone
 
 ROOT = Path(__file__).parents[2]
 TOY = ROOT / "configs" / "lavit" / "toy.yaml"
@@ -133,6 +134,12 @@ def test_runs_that_cannot_be_gone_on_from(finished: Path, tmp_path: Path, settin
     experiment = load_experiment(TOY, [f"run={tmp_path}", f"finetune.start={finished}", setting])
     with pytest.raises(ValueError, match=said):
         started_from(experiment)
+
+
+def test_plain_pretraining_refuses_a_run_to_start_from(tmp_path: Path) -> None:
+    experiment = load_experiment(TOY, [f"run={tmp_path}", "finetune.start=runs/demo"])
+    with pytest.raises(ValueError, match="finetune.start is runs/demo: this is for `make finetune`; set it to null"):
+        pretrain_alone(experiment, tmp_path)
 
 
 @pytest.mark.slow
