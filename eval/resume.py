@@ -21,7 +21,7 @@ import psutil
 import torch
 
 from lavit.launch import launch_environment
-from lavit.runs import is_done
+from lavit.runs import is_done, take_over
 from lavit.training.engine import latest_checkpoint
 
 RUN = Path("runs/demo")
@@ -45,7 +45,9 @@ def resume(run: Path = RUN, kills: int = 20, steps: int = 1200, seed: int = 0) -
         raise ValueError(f"the resume benchmark reads the documents of {run}; run make demo first")
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
-        alone, killed = (_linked(run, Path(folder, name)) for name in ("alone", "killed"))
+        alone, killed = Path(folder, "alone"), Path(folder, "killed")
+        for copy in (alone, killed):
+            take_over(run, copy)
         _finish(run, alone, steps)
         orphans, longest, repeated, struck = 0, 0.0, 0, 0
         while struck < kills:
@@ -75,15 +77,6 @@ def resume(run: Path = RUN, kills: int = 20, steps: int = 1200, seed: int = 0) -
         "steps_repeated": repeated,
         "steps": steps,
     }
-
-
-def _linked(run: Path, copy: Path) -> Path:
-    """A run folder that has the stages before pretraining in common with ``run``."""
-    copy.mkdir()
-    for name in ("data", "features", "tokenizer", "extract"):
-        if (run / name).is_dir():
-            (copy / name).symlink_to((run / name).resolve())
-    return copy
 
 
 def _start(run: Path, copy: Path, steps: int) -> subprocess.Popen:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lavit import config as configuration
+from lavit.config import changed_keys, read_plain_text, to_yaml
 from lavit.data.documents import READ
 from lavit.data.llms import LLMS
 from lavit.data.mixture import MixtureConfig
@@ -16,7 +17,17 @@ from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
 from lavit.generation import ImagePlan, TextPlan
 from lavit.model import ModelConfig
 from lavit.renderers.diffusion import DiffusionConfig
-from lavit.runs import DemoConfig, FolderLock, end_with_parent, is_done, mark_done, open_run, stage_clock, stage_folder
+from lavit.runs import (
+    DemoConfig,
+    FolderLock,
+    end_with_parent,
+    is_done,
+    mark_done,
+    open_run,
+    stage_clock,
+    stage_folder,
+    take_over,
+)
 from lavit.tokenizers.selector import GainSelector
 from lavit.tokenizers.tokenizer import TokenizerConfig
 from lavit.training.engine import TrainConfig, check_train
@@ -62,8 +73,8 @@ class PretrainStage:
 class FinetuneStage:
     """A run that goes on from another one, ``start``, in place of a stage 2 of its own.
 
-    It takes that run's data, tokenizer and extracted tokens as they are, and begins with its language model's weights;
-    ``pretrain`` says how it is trained further.
+    It takes that run's data, tokenizer and extracted tokens, as with ``tokens_from``, and begins with its language
+    model's weights; ``pretrain`` says how it is trained further.
     """
 
     start: str | None = None
@@ -111,8 +122,15 @@ class EvaluationConfig:
 
 @dataclass
 class Experiment:
+    """Everything of one run.
+
+    ``tokens_from`` names another run, whose data, tokenizer and extracted tokens are this one's too: language models
+    and decoders that are to be compared share them.
+    """
+
     run: str = "runs/demo"
     seed: int = 0
+    tokens_from: str | None = None
     demo: DemoConfig = field(default_factory=DemoConfig)
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerStage = field(default_factory=TokenizerStage)
@@ -126,6 +144,7 @@ class Experiment:
 # The stage whose work depends on a setting, by the beginning of its key; what is not here concerns the whole run.
 OWNERS = {
     "data": "data",
+    "data.text": "text",
     "tokenizer": "tokenizer",
     "tokenizer.model.encoder": "data",
     "tokenizer.cache_features": "data",
@@ -186,6 +205,8 @@ def check(experiment: Experiment) -> None:
             f"tokenizer.plain_steps {e.tokenizer.plain_steps} leaves no step for the codebook; "
             f"keep it under tokenizer.train.steps {e.tokenizer.train.steps}"
         )
+    if e.tokens_from and e.finetune.start:
+        raise ValueError("tokens_from and finetune.start are both set; finetune.start takes that run's tokens itself")
     check_tokenizer(e.tokenizer)
     if e.extraction.batch < 1:
         raise ValueError(f"extraction.batch is {e.extraction.batch}; it must be at least 1")
@@ -206,6 +227,45 @@ def check(experiment: Experiment) -> None:
                 f"{name}.train.batch {train.batch} is not a multiple of demo.processes {e.demo.processes} × "
                 f"{name}.train.accumulate {train.accumulate}"
             )
+
+
+def take_tokens(experiment: Experiment, run: Path) -> None:
+    """Link what the run takes from another one, if it does.
+
+    Raises:
+        ValueError: that run has no tokens yet, or its data or its tokenizer are set otherwise.
+    """
+    key = "tokens_from" if experiment.tokens_from else "finetune.start"
+    start = experiment.tokens_from or experiment.finetune.start
+    if start is None:
+        return
+    if not is_done(Path(start) / "extract"):
+        raise ValueError(f"{key}: {start} has no finished extract; make it first")
+    changed = require_alike(key, Path(start), experiment, ("data", "tokenizer"), ("data.text",))
+    take_over(Path(start), run, texts=not any(name.startswith("data.text") for name in changed))
+
+
+def require_alike(
+    key: str, start: Path, experiment: Experiment, sections: tuple[str, ...], may_differ: tuple[str, ...]
+) -> list[str]:
+    """Check that the run ``start``, named by ``key``, has the settings of ``experiment`` in these sections.
+
+    Returns:
+        All keys whose values differ, dotted.
+
+    Raises:
+        ValueError: naming up to five that must not.
+    """
+
+    def under(name: str, beginnings: tuple[str, ...]) -> bool:
+        return any(name == start or name.startswith(f"{start}.") for start in beginnings)
+
+    known, own = (read_plain_text(to_yaml(e)) for e in (load_experiment(start / "config.yaml"), experiment))
+    changed = changed_keys(known, own)
+    wrong = [name for name in changed if under(name, sections) and not under(name, may_differ)]
+    if wrong:
+        raise ValueError(f"{key}: {start} has other settings of {', '.join(wrong[:5])}; they must be the same here")
+    return changed
 
 
 def check_tokenizer(stage: TokenizerStage) -> None:
@@ -250,6 +310,7 @@ def run_stage(
     try:
         experiment = load_experiment(argv[0], argv[1:])
         run = open_run(Path(experiment.run), experiment, OWNERS)
+        take_tokens(experiment, run)
         if stage is None:
             main(experiment, run)
         elif not is_done(folder := stage_folder(run, stage)):

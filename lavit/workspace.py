@@ -2,6 +2,7 @@
 
 ```
 run/data/captions  run/data/vqa     shards                         tokenizer.prepare
+run/text                            texts without pictures         tokenizer.prepare
 run/features                        cached encoder features        tokenizer.prepare
 run/tokenizer                       tokenizer.safetensors          tokenizer.train
 run/extract                         codes and merged features      tokenizer.extract
@@ -165,7 +166,7 @@ class Workspace:
         if "vqa" in described:
             questions = (self.codes("vqa", split), [meta for _, meta in described["vqa"]])
         maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row, stage.read)
-        texts = TextSet(self.run / "data" / "text", split) if self.experiment.data.text else None
+        texts = TextSet(self.run / "text", split) if self.experiment.data.text else None
         return Mixture(maker, captions, questions, stage.mixture, texts)
 
     def new_renderer(self) -> DiffusionRenderer:

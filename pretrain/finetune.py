@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from lavit.config import changed_keys, read_plain_text, to_yaml
-from lavit.experiment import Experiment, load_experiment, run_stage
+from lavit.experiment import Experiment, load_experiment, require_alike, run_stage
 from lavit.layers.lora import add_lora
 from lavit.model import UnifiedLM
 from lavit.runs import is_done
@@ -18,8 +17,7 @@ from lavit.training.weights import load_weights
 from lavit.workspace import Workspace
 from pretrain.train import pretrain
 
-SHARED = ("data", "features", "tokenizer", "extract")  # folders of the run that is gone on from
-ALIKE = ("data", "tokenizer.model", "pretrain.model", "pretrain.text")  # settings that must be that run's
+ALIKE = ("pretrain.model", "pretrain.text")  # settings that must be that run's
 MAY_DIFFER = ("pretrain.model.lora", "pretrain.model.z_loss", "pretrain.model.checkpoint_activations")
 
 
@@ -31,7 +29,7 @@ def main(experiment: Experiment, run: Path) -> None:
     start = started_from(experiment)
     rank, _, _ = start_processes()
     if rank == 0:
-        take_over(start, run)
+        take_text_tokenizer(start, run)
     torch.distributed.barrier()
     pretrain(work, started_model(experiment, run, start), rank)
 
@@ -55,35 +53,16 @@ def started_from(experiment: Experiment) -> Path:
     if experiment.finetune.start is None:
         raise ValueError("finetune.start is not set; name the run folder to go on from, e.g. finetune.start=runs/demo")
     start = Path(experiment.finetune.start)
-    for stage in ("extract", "pretrain"):
-        if not is_done(start / stage):
-            raise ValueError(f"finetune.start: {start} has no finished {stage}; train it first")
+    if not is_done(start / "pretrain"):
+        raise ValueError(f"finetune.start: {start} has no finished pretrain; train it first")
     if load_experiment(start / "config.yaml").pretrain.model.lora is not None:
         raise ValueError(f"finetune.start: {start} was trained with adapters (pretrain.model.lora); name one without")
-    known, own = (read_plain_text(to_yaml(e)) for e in (load_experiment(start / "config.yaml"), experiment))
-    changed = changed_keys(known, own)
-    wrong = [key for key in changed if _under(key, ALIKE) and not _under(key, MAY_DIFFER)]
-    if wrong:
-        raise ValueError(
-            f"finetune.start: {start} has other settings of {', '.join(wrong[:5])}; they must be the same here"
-        )
+    require_alike("finetune.start", start, experiment, ALIKE, MAY_DIFFER)
     return start
 
 
-def _under(key: str, beginnings: tuple[str, ...]) -> bool:
-    return any(key == start or key.startswith(f"{start}.") for start in beginnings)
-
-
-def take_over(start: Path, run: Path) -> None:
-    """Let ``run`` have the folders of ``start`` that stay as they are, and its text tokenizer."""
-    for name in SHARED:
-        place = run / name
-        if place.is_symlink():
-            place.unlink()
-        if place.exists():
-            raise ValueError(f"{place} is there, which a fine-tuned run takes from {start}; remove it")
-        if (start / name).is_dir():
-            place.symlink_to((start / name).resolve())
+def take_text_tokenizer(start: Path, run: Path) -> None:
+    """Copy the text tokenizer that ``start`` trained, if it did."""
     text = run / "pretrain" / "text"
     if (start / "pretrain" / "text").is_dir() and not text.is_dir():
         draft = text.with_name("text.tmp")

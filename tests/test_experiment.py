@@ -158,3 +158,49 @@ def test_usage_names_the_module(capsys):
     done = subprocess.run([sys.executable, "-m", "tokenizer.extract"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == "usage: python -m tokenizer.extract CONFIG [key=value ...]\n"
+
+
+@pytest.fixture
+def other(argv, tmp_path):
+    """A run that has tokens, of the same data and tokenizer."""
+    run_stage(lambda *given: None, None, [*argv, f"run={tmp_path / 'other'}", "seed=1"])
+    for name in ("data/captions", "features", "tokenizer", "extract"):
+        (tmp_path / "other" / name).mkdir(parents=True)
+    for name in ("data", "extract"):
+        (tmp_path / "other" / name / "done.json").write_text("{}")
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize("key", ["tokens_from", "finetune.start"])
+def test_tokens_of_another_run_are_linked(argv, tmp_path, other, key):
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "log.txt").write_text("what prepares the data writes here")
+    for _ in range(2):
+        run_stage(lambda *given: None, None, [*argv, f"{key}={other}", "data.text={paths: [/a]}"])
+    run = tmp_path / "run"
+    for name in ("data/captions", "data/done.json", "features", "tokenizer", "extract"):
+        assert (run / name).is_symlink() and (run / name).resolve() == (other / name).resolve()
+    assert not (run / "text").exists(), "other texts are the run's own"
+    assert not list(run.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["tokens_from=nowhere"], "tokens_from: nowhere has no finished extract; make it first"),
+        (["tokens_from={other}", "data.image_size=32"], "other settings of data.image_size; they must be the same"),
+        (["tokens_from={other}", "finetune.start={other}"], "tokens_from and finetune.start are both set"),
+    ],
+)
+def test_tokens_that_cannot_be_taken(argv, tmp_path, other, capsys, settings, said):
+    given = [setting.replace("{other}", str(other)) for setting in settings]
+    assert ended(lambda *given: None, None, [*argv, *given]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_a_run_has_of_its_own_is_kept(argv, tmp_path, other, capsys):
+    (tmp_path / "run" / "extract").mkdir(parents=True)
+    assert ended(lambda *given: None, None, [*argv, f"tokens_from={other}"]) == 2
+    assert f"{tmp_path / 'run' / 'extract'} is there, which this run takes from {other}; remove it" in (
+        capsys.readouterr().err
+    )

@@ -21,23 +21,28 @@ def main(experiment: Experiment, run: Path) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     work = Workspace(experiment, run)
     folder = work.folder("data")
-    if is_done(folder):
-        return
     end_with_parent()
-    check_encoder(experiment.tokenizer.model.encoder)
     with FolderLock(folder):
-        with stage_clock(work.folder("assets")):
-            fetch_assets(experiment.data, experiment.tokenizer.model.encoder.weights.asset, folder)
-            if experiment.pretrain.model.llm.asset:
-                llm_folder(experiment.pretrain.model.llm.asset)
-        with stage_clock(folder):
-            indices = write_shards(experiment.data, folder)
-            require_splits(indices, folder)
-            if experiment.data.text:
-                write_texts(experiment.data.text, experiment.data.split, folder / "text")
-            work.cache_features()
-        counts = {name: index["counts"] for name, index in indices.items()}
-        mark_done(folder, {"counts": counts, "note": left_out_words(indices, folder)})
+        if not is_done(folder):
+            make_data(work, folder)
+        if experiment.data.text:
+            write_texts(experiment.data.text, experiment.data.split, run / "text")
+
+
+def make_data(work: Workspace, folder: Path) -> None:
+    """Shards of pictures, and what the encoder makes of them where that is kept."""
+    experiment = work.experiment
+    check_encoder(experiment.tokenizer.model.encoder)
+    with stage_clock(work.folder("assets")):
+        fetch_assets(experiment.data, experiment.tokenizer.model.encoder.weights.asset, folder)
+        if experiment.pretrain.model.llm.asset:
+            llm_folder(experiment.pretrain.model.llm.asset)
+    with stage_clock(folder):
+        indices = write_shards(experiment.data, folder)
+        require_splits(indices, folder)
+        work.cache_features()
+    counts = {name: index["counts"] for name, index in indices.items()}
+    mark_done(folder, {"counts": counts, "note": left_out_words(indices, folder)})
 
 
 def fetch_assets(data: DataConfig, weights: str | None, folder: Path) -> None:

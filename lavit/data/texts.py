@@ -105,6 +105,8 @@ class TextSet:
     """The documents of a split, by number."""
 
     def __init__(self, folder: Path, split: str):
+        if not folder.is_dir():
+            raise SourceError(f"no texts in {folder}; prepare the data first (make prepare)")
         try:
             self._ends = np.load(folder / f"{split}.npy")
             self._bytes = np.memmap(folder / f"{split}.txt", np.uint8, "r")

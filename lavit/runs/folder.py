@@ -248,6 +248,27 @@ def stage_folder(run: str | Path, name: str) -> Path:
     return folder
 
 
+def take_over(start: Path, run: Path, texts: bool = True) -> None:
+    """Let ``run`` have, by links, what comes before pretraining in the run ``start``, which stays as it is.
+
+    Any number of processes may do so at the same time. Without ``texts`` the plain texts are left to ``run``.
+
+    Raises:
+        ValueError: ``run`` has something of its own there.
+    """
+    data = ("data/captions", "data/vqa", "data/done.json")  # one by one: what prepares them has its log there too
+    for name in (*data, "features", "tokenizer", "extract", *(["text"] if texts else [])):
+        source, place = (start / name).resolve(), run / name
+        if place.is_symlink() and place.resolve() == source or not source.exists():
+            continue
+        if place.exists() and not place.is_symlink():
+            raise ValueError(f"{place} is there, which this run takes from {start}; remove it")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        draft = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
+        draft.symlink_to(source)
+        os.replace(draft, place)
+
+
 def is_done(folder: str | Path) -> bool:
     """Whether the stage has finished."""
     return (Path(folder) / "done.json").is_file()

@@ -126,7 +126,7 @@ def test_fine_tuning_with_adapters_goes_on_from_a_run_and_leaves_its_weights(fin
             "pretrain.model.llm.scratch.layers=3",
             "other settings of pretrain.model.llm.scratch.layers; they",
         ),
-        ("finetune.start=runs/none", "finetune.start: runs/none has no finished extract; train it first"),
+        ("finetune.start=runs/none", "finetune.start: runs/none has no finished pretrain; train it first"),
         ("finetune.start=null", "finetune.start is not set; name the run folder to go on from"),
     ],
 )
