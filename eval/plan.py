@@ -1,7 +1,8 @@
 """What a configuration will need, before anything is started: ``make plan CONFIG=… GPUS=…``
 
 Every model is built without memory (on PyTorch's meta device), and its forward pass is run there: parameters,
-floating-point operations and what the backward pass keeps are counted, not guessed. Weights need not be there.
+floating-point operations and what the backward pass keeps are counted, not guessed. Weights need not be there. How long
+documents are is read off the run's own tokens once they are extracted, and assumed before.
 """
 
 from __future__ import annotations
@@ -10,31 +11,41 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaForCausalLM
+from transformers import AutoConfig, LlamaForCausalLM, PretrainedConfig
 
+from lavit.data.llms import llm_folder
+from lavit.data.packing import document_length, next_ids
 from lavit.experiment import Experiment, load_experiment
-from lavit.model import UnifiedLM, llama_of
+from lavit.layers.chunked_loss import AT_ONCE
+from lavit.model import ModelConfig, UnifiedLM, llama_of
 from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.runs import is_done
+from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.merger import Merger
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.tokens import Rows
+from lavit.tokens import IGNORE, Feed, Rows
 from lavit.training.engine import TrainConfig
 from lavit.training.optimizer import parameter_groups
+from lavit.workspace import Workspace
 
 STATE_BYTES = (4, 4, 8)  # of a weight, of its gradient and of AdamW's two moments: all in fp32, also with bf16 autocast
-TEXT_TOKENS = 32  # assumed tokens of a caption, to count the language model's tokens a step
+TEXT_TOKENS = 32  # assumed tokens of a caption, or of a question with its answer, before there are any
+LOGIT_BYTES = 8  # of a logit and its gradient
+SAMPLE = 512  # documents whose lengths are read off a run
 
 
 @dataclass
 class Part:
     """A piece of a stage: its parameters, and what one item (an image, a row of tokens) costs it.
 
-    ``flops`` of the forward pass; ``kept`` bytes that the backward pass will need.
+    ``flops`` of the forward pass; ``kept`` bytes that the backward pass will need, ``kept_once`` whatever the number of
+    items; ``logits`` that are there for a moment, chunk by chunk.
     """
 
     name: str
@@ -42,6 +53,8 @@ class Part:
     trainable: int
     flops: int
     kept: int
+    kept_once: int = 0
+    logits: int = 0
 
     @property
     def step_flops(self) -> int:
@@ -68,7 +81,17 @@ class StagePlan:
     def memory(self, stage: int, gpus: int) -> tuple[int, int]:
         """Bytes a GPU of model states, and of what a micro-batch keeps for its backward pass."""
         micro = -(-self.train.batch // (gpus * self.train.accumulate))
-        return state_bytes(self.parameters, self.trainable, stage, gpus), micro * sum(part.kept for part in self.parts)
+        kept = sum(micro * part.kept + part.kept_once for part in self.parts)
+        kept += LOGIT_BYTES * min(AT_ONCE, micro * sum(part.logits for part in self.parts))
+        return state_bytes(self.parameters, self.trainable, stage, gpus, self.sizes(stage)), kept
+
+    def sizes(self, stage: int) -> tuple[int, int, int]:
+        """Bytes on the GPU of a weight, its gradient and its moments: less of what the configuration offloads."""
+        weights, gradients, moments = STATE_BYTES
+        if self.train.offload_optimizer and stage:
+            # The gradients' average leaves for the CPU piece by piece, where the update is made.
+            gradients, moments = (0 if stage > 1 else gradients), 0
+        return (0 if self.train.offload_parameters and stage == 3 else weights), gradients, moments
 
     @property
     def flops(self) -> int:
@@ -107,7 +130,6 @@ def tokenizer_plan(experiment: Experiment) -> StagePlan:
         words, keep = torch.empty(1, kept, config.quantizer.width), torch.ones(1, kept, dtype=torch.bool)
         position = torch.zeros(1, kept, dtype=torch.int64)
     mark_frozen(tokenizer, train)
-    cached = experiment.tokenizer.cache_features
     merger, quantizer = tokenizer.merger, tokenizer.quantizer
 
     def select() -> Tensor:
@@ -118,7 +140,7 @@ def tokenizer_plan(experiment: Experiment) -> StagePlan:
         unit = quantizer.proj(words.new_empty(kept, config.merger.width))
         return unit @ unit.new_empty(config.quantizer.width, config.quantizer.codes)
 
-    parts = [part("encoder", tokenizer.encoder, None if cached else lambda: tokenizer.encoder.raw(images))]
+    parts = [part("encoder", tokenizer.encoder, None if cached(experiment) else lambda: tokenizer.encoder.raw(images))]
     if tokenizer.selector is not None:
         parts.append(part("selector", tokenizer.selector, select))
     parts += [
@@ -138,29 +160,88 @@ def merged(merger: Merger, features: Tensor, kept: int) -> Tensor:
     return merger.norm(out)
 
 
+class Documents(NamedTuple):
+    """Means over the documents of a mixture: tokens, tokens to be learned, and tokens of images that are read."""
+
+    length: float
+    learned: float
+    read: float
+
+
+def assumed_documents(experiment: Experiment, words: int) -> Documents:
+    """What a mixture's documents are like if an image has ``words`` words and a text :data:`TEXT_TOKENS`."""
+    mixture, text = experiment.pretrain.mixture, TEXT_TOKENS
+    image, long = words + 2, experiment.pretrain.row if experiment.data.text else text + 2
+    several = mixture.pictures * (image + text) + 2
+    kinds = {
+        "image_text": Documents(image + text + 1, text + 1, words),
+        "text_image": Documents(text + 1 + image, text + image, 0),
+        "text_only": Documents(long, long - 1, 0),
+        "question_answer": Documents(image + text + 1, text / 8 + 1, words),
+        "interleaved": Documents(several, several - 1, 0),
+    }
+    shares = {kind: getattr(mixture, kind) for kind in kinds}
+    mean = [sum(shares[k] * kinds[k][i] for k in kinds) / sum(shares.values()) for i in range(3)]
+    return Documents(*mean)
+
+
+def known_documents(experiment: Experiment) -> Documents | None:
+    """What the documents of the experiment's run are like, if it has extracted tokens and a text tokenizer."""
+    work = Workspace(experiment, Path(experiment.run))
+    text = experiment.pretrain.text
+    if not is_done(work.run / "extract") or (text.trained and not (work.run / "pretrain" / "text").is_dir()):
+        return None
+    vocabulary = experiment.tokenizer.model.vocabulary(len(work.text_tokenizer()))
+    drawn = [document for _, document in work.mixture(vocabulary).step(0, SAMPLE, experiment.seed)]
+    learned = sum(int((next_ids(document) != IGNORE).sum()) for document in drawn)
+    read = sum(len(span.ids) - 2 for document in drawn for span in document if span.feed == Feed.FEATURES)
+    return Documents(sum(map(document_length, drawn)) / SAMPLE, learned / SAMPLE, read / SAMPLE)
+
+
+def known_shape(config: ModelConfig) -> PretrainedConfig | None:
+    """What the language model looks like, None for one from scratch.
+
+    Raises:
+        ValueError: it is in a folder that is not there, and the configuration does not say.
+    """
+    if config.shape is not None:
+        return llama_of(config.shape)
+    if config.llm.scratch is not None:
+        return None
+    folder = llm_folder(config.llm.asset) if config.llm.asset else config.llm.folder
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"{folder} is not there: pretrain.model.shape must say what the model looks like, e.g. {{layers: 32}}"
+        )
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
 def pretrain_plan(experiment: Experiment) -> StagePlan:
-    """Stage 2 on documents of an image and a caption."""
+    """Stage 2 on the documents of the run, or on assumed ones."""
     config, train = experiment.pretrain.model, experiment.pretrain.train
     tokenizer, text = experiment.tokenizer.model, experiment.pretrain.text
-    shape = config.shape
-    if config.llm.scratch is None and shape is None:
-        raise ValueError("pretrain.model.shape must say what the model in model.llm looks like, e.g. {layers: 32}")
-    text_size = shape.vocabulary if shape is not None else text.trained.vocabulary if text.trained else 32000
+    shape = known_shape(config)
+    text_size = shape.vocab_size if shape is not None else text.trained.vocabulary if text.trained else 32000
     vocabulary = tokenizer.vocabulary(text_size)
     kind, choice = tokenizer.selection.chosen()
     words = choice.tokens if kind == "even" else round(choice.rho * tokenizer.encoder.patches)
-    length = words + 2 + TEXT_TOKENS
+    known = known_documents(experiment)
+    mean = known or assumed_documents(experiment, words)
+    length, learned, read = (max(1, round(value)) for value in mean)
     with on_meta(train.precision):
-        llm = LlamaForCausalLM(llama_of(shape)) if shape is not None else None
+        llm = LlamaForCausalLM(shape) if shape is not None else None
         encoder = tokenizer.encoder
         merger = Merger(encoder.width, encoder.patches, tokenizer.merger) if config.port == "patches" else None
         model = UnifiedLM(config, vocabulary, tokenizer.merger.width, llm=llm, merger=merger)
         states = torch.empty(1, length, model.blocks.config.hidden_size)
         ids = torch.zeros(1, length, dtype=torch.int64)
-        patches, fed = torch.empty(1, encoder.patches, encoder.width), torch.empty(words, tokenizer.merger.width)
+        patches, fed = torch.empty(1, encoder.patches, encoder.width), torch.empty(read, tokenizer.merger.width)
+        images = torch.empty(1, 3, encoder.image_size, encoder.image_size)
         places = torch.arange(length)
         documents = Rows(places, places, torch.ones(1, length, dtype=torch.bool))
+        online = Encoder(encoder, pretrained=False) if merger is not None and not cached(experiment) else None
     mark_frozen(model, train)
+    pictures = mean.read / words  # read in a document, on average
 
     def blocks() -> Tensor:
         mask = states.new_zeros(1, 1, 1, 1)
@@ -171,14 +252,25 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
     def port() -> Tensor:
         return model.port.proj(merged(model.port.merger, patches, words) if model.port.merges else fed)
 
-    parts = [
-        part("embedding", model.embedding, lambda: model.embedding(ids)),
-        part("port", model.port, port),
-        part("blocks", model.blocks, blocks),
-        # The loss is taken in chunks, and keeps no logits.
-        part("head", model.head, lambda: model.head(states[0]), known=model.embedding),
-    ]
-    return StagePlan("pretrain", parts, train, "documents", train.batch * length)
+    head = part("head", model.head, lambda: model.head(states[0, :learned]), known=model.embedding)
+    # The loss is taken in chunks, which keep no logits but the gradients of the labelled states and of all rows.
+    head.kept, head.kept_once = 4 * learned * states.shape[-1], 4 * sum(p.numel() for p in model.head.parameters())
+    head.logits = learned * vocabulary.size
+    entry = part("port", model.port, port)
+    if merger is not None:
+        entry.flops, entry.kept = round(entry.flops * pictures), round(entry.kept * pictures)
+    parts = [part("embedding", model.embedding, lambda: model.embedding(ids)), entry]
+    if online is not None:
+        parts.insert(0, part("encoder", online, lambda: online.raw(images)))
+        parts[0].flops = round(parts[0].flops * pictures)
+    parts += [part("blocks", model.blocks, blocks), head]
+    of = "the run's own" if known else "assumed"
+    return StagePlan("pretrain", parts, train, f"documents ({of}, {length} tokens)", train.batch * length)
+
+
+def cached(experiment: Experiment) -> bool:
+    """Whether the encoder's features are read from disk."""
+    return experiment.tokenizer.cache_features
 
 
 def decoder_plan(experiment: Experiment) -> StagePlan:

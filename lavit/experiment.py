@@ -185,8 +185,6 @@ def check(experiment: Experiment) -> None:
         raise ValueError(f"pretrain.read '{e.pretrain.read}' is unknown; choose {', '.join(READ)}")
     if e.pretrain.model.port not in ("features", "patches"):
         raise ValueError(f"pretrain.model.port '{e.pretrain.model.port}' is unknown; choose features or patches")
-    if e.pretrain.model.port == "patches" and not e.tokenizer.cache_features:
-        raise ValueError("pretrain.model.port: patches reads them from disk; set tokenizer.cache_features: true")
     llm, text = e.pretrain.model.llm, e.pretrain.text
     if llm.asset != text.asset:
         raise ValueError(

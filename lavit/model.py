@@ -142,7 +142,8 @@ class UnifiedLM(nn.Module):
     """Next-token prediction over text and visual words.
 
     The blocks are those of ``llm``, by default the one of the configuration; its embedding and head become the text
-    part of the split ones. ``feature_width`` is D of what the port projects, ``merger`` what it merges patches with.
+    part of the split ones. ``feature_width`` is D of what the port projects, ``merger`` what it merges patches with,
+    ``encoder`` what it makes patches of pixels with.
     """
 
     def __init__(
@@ -153,6 +154,7 @@ class UnifiedLM(nn.Module):
         seed: int = 0,
         llm: nn.Module | None = None,
         merger: nn.Module | None = None,
+        encoder: nn.Module | None = None,
     ):
         super().__init__()
         llm = llm or build_llm(config, vocabulary.text_size, seed)
@@ -164,7 +166,7 @@ class UnifiedLM(nn.Module):
             torch.manual_seed(seed + 1)
             self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary)
             self.head = SplitHead(llm.get_output_embeddings(), vocabulary, config.z_loss)
-            self.port = Port(feature_width, llm.config.hidden_size, merger)
+            self.port = Port(feature_width, llm.config.hidden_size, merger, encoder)
         # The embedding lives in the split module alone; transformers is always given vectors.
         self.blocks.embed_tokens = None
         if config.attention not in BACKENDS:

@@ -6,6 +6,7 @@ Shape letters: B items, N tokens (longest item), P patches, D feature width, T p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
+# Vectors, or what reads them from disk: of a step's documents a rank reads only those of its own rows.
+Vectors = Tensor | Callable[[], Tensor]
 
 
 class Tokens(NamedTuple):
@@ -36,13 +39,13 @@ class Picture(NamedTuple):
 
     Attributes:
         codes: (n,) int64 visual words.
-        features: (n, D) float merged features, for a port that projects them; or all encoder patches (P, D), for one
-            that merges them itself.
+        features: (n, D) float merged features, for a port that projects them; all encoder patches (P, D), for one that
+            merges them itself; or pixels (3, S, S), for one that encodes them too.
         keep: (P,) bool which of the patches became words; None with merged features.
     """
 
     codes: Tensor
-    features: Tensor
+    features: Vectors
     keep: Tensor | None = None
 
 
@@ -66,8 +69,8 @@ class Span(NamedTuple):
     Attributes:
         modality: "text" or "image".
         ids: (n,) int64 global ids; where vectors are fed they are only placeholders or targets.
-        features: float, what the modality's port reads: (n, D) aligned with ``ids``, or with ``keep`` patches (P, D),
-            of which the kept are aligned with them; None for Feed.IDS.
+        features: float, what the modality's port reads: (n, D) aligned with ``ids``, or with ``keep`` a picture's
+            patches or pixels, of which the kept patches are aligned with them; None for Feed.IDS.
         feed: what enters the model.
         learn: what is predicted.
         keep: (P,) bool, with patches.
@@ -75,7 +78,7 @@ class Span(NamedTuple):
 
     modality: str
     ids: Tensor
-    features: Tensor | None = None
+    features: Vectors | None = None
     feed: Feed = Feed.IDS
     learn: Learn = Learn.IDS
     keep: Tensor | None = None
@@ -86,7 +89,7 @@ class Slots(NamedTuple):
 
     Attributes:
         index: (S,) int64 flat places in B*T, increasing.
-        features: (S, D) float vectors for the port; or of I images (I, P, D) patches.
+        features: (S, D) float vectors for the port; or of I images patches (I, P, D) or pixels (I, 3, S, S).
         keep: (I, P) bool, S of them True, in the order of ``index``; None with vectors.
     """
 
@@ -105,6 +108,7 @@ class PackedBatch(NamedTuple):
         document: (B, T) int64 which document of the row a token is of, -1 = padding.
         slots: by modality, the places where vectors are fed.
         total: () float32 learned tokens that the loss is divided by; None = those of this batch, on average over ranks.
+        counts: what the whole step takes in, over all ranks and micro-batches, for the log.
     """
 
     ids: Tensor
@@ -113,6 +117,7 @@ class PackedBatch(NamedTuple):
     document: Tensor
     slots: dict[str, Slots]
     total: Tensor | None = None
+    counts: dict[str, float] | None = None
 
 
 class Rows(NamedTuple):

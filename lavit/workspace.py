@@ -100,8 +100,8 @@ class Workspace:
         folders = [self.code_folder(part, tar) for tar in self.shards(part, split).paths]
         if self.experiment.pretrain.model.port == "features":
             return CodeSet(folders)
-        pictures, size = self.pictures(part, split), self.experiment.tokenizer.model.encoder.image_size
-        return PatchCodeSet(folders, lambda number: pictures.inputs([number], size)[0])
+        pictures, encoder = self.pictures(part, split), self.experiment.tokenizer.model.encoder
+        return PatchCodeSet(folders, lambda number: pictures.inputs([number], encoder.image_size)[0], encoder.patches)
 
     def code_folder(self, part: str, tar: Path) -> Path:
         """Where the codes of a tar of pictures are."""
@@ -146,8 +146,12 @@ class Workspace:
         e = self.experiment
         vocabulary = e.tokenizer.model.vocabulary(len(self.text_tokenizer()))
         # The port's merger begins as the tokenizer's, whose own stays as it is and makes the ids.
-        merger = self.tokenizer().merger if e.pretrain.model.port == "patches" else None
-        return UnifiedLM(e.pretrain.model, vocabulary, e.tokenizer.model.merger.width, e.seed, merger=merger)
+        merger = encoder = None
+        if e.pretrain.model.port == "patches":
+            tokenizer = self.tokenizer()
+            merger, encoder = tokenizer.merger, None if e.tokenizer.cache_features else tokenizer.encoder
+        width = e.tokenizer.model.merger.width
+        return UnifiedLM(e.pretrain.model, vocabulary, width, e.seed, merger=merger, encoder=encoder)
 
     def model(self) -> UnifiedLM:
         """The pretrained language model, in evaluation mode."""
@@ -156,18 +160,10 @@ class Workspace:
     def mixture(self, vocabulary: Vocabulary, split: str = "train") -> Mixture:
         """The documents of a split, of captioned pictures and of those with questions."""
         stage = self.experiment.pretrain
-        described = {}
-        for part in self.parts():
-            shards = self.shards(part, split)
-            described[part] = [shards.describe(i) for i in range(len(shards))]
-        texts, metas = zip(*described["captions"], strict=True)
-        captions = (self.codes("captions", split), list(texts), list(metas))
-        questions = None
-        if "vqa" in described:
-            questions = (self.codes("vqa", split), [meta for _, meta in described["vqa"]])
+        sets = {part: (self.codes(part, split), self.shards(part, split).describe) for part in self.parts()}
         maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row, stage.read)
         texts = TextSet(self.run / "text", split) if self.experiment.data.text else None
-        return Mixture(maker, captions, questions, stage.mixture, texts)
+        return Mixture(maker, sets["captions"], sets.get("vqa"), stage.mixture, texts)
 
     def new_renderer(self) -> DiffusionRenderer:
         e = self.experiment

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lavit.data.documents import question_text
-from lavit.data.mixture import Drawn
+from lavit.data.documents import Document, question_text
 from lavit.data.order import Place
 from lavit.data.packing import document_length, pack, rows_for, with_common_total
 from lavit.data.text import train_text_tokenizer
@@ -43,22 +42,20 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
     mixture = work.mixture(model.vocabulary)
 
     @functools.lru_cache(maxsize=1)
-    def documents_of(step: int) -> list[Drawn]:
-        return mixture.step(step, stage.train.batch, seed)
+    def step_of(step: int) -> tuple[list[Document], dict[str, float]]:
+        drawn = mixture.step(step, stage.train.batch, seed)
+        return [document for _, document in drawn], mixture.counts(drawn)
 
     def batch_at(place: Place) -> PackedBatch:
-        documents = [drawn.document for drawn in documents_of(place.step)]
+        documents, counts = step_of(place.step)
         lengths = [document_length(document) for document in documents]
         rows = rows_for(lengths, stage.row, place.world * stage.train.accumulate)
-        return pack(documents, rows=rows[place.micro * place.world + place.rank])
+        return pack(documents, rows=rows[place.micro * place.world + place.rank])._replace(counts=counts)
 
     validate = None
     if stage.train.validate_every:
         held_out = work.mixture(model.vocabulary, "validation")
         validate = Validation(model, held_out, stage.row, stage.validation, seed)
-
-    def counts(step: int) -> dict[str, float]:
-        return mixture.counts(documents_of(step))
 
     train(
         model,
@@ -67,7 +64,7 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
         folder,
         together=with_common_total,
         validate=validate,
-        counts=counts,
+        counts=lambda batch: batch.counts,
         flops=model.flops,
     )
     if rank == 0:

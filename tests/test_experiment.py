@@ -102,7 +102,6 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
         ),
         (["pretrain.read=pixels"], "pretrain.read 'pixels' is unknown; choose features, ids, nothing"),
         (["pretrain.model.port=pixels"], "pretrain.model.port 'pixels' is unknown; choose features or patches"),
-        (["pretrain.model.port=patches", "tokenizer.cache_features=false"], "set tokenizer.cache_features: true"),
         (["pretrain.model.llm={asset: smollm2}"], "pretrain.text.asset is None; .* set both alike"),
         (
             ["pretrain.model.llm={asset: gpt}", "pretrain.text={asset: gpt}"],

@@ -114,9 +114,6 @@ class DocumentMaker:
         if self.read == "nothing":
             return self._text("", end=False)._replace(learn=Learn.NONE)
         codes, features, keep = picture
-        seen = len(features) if keep is None else int(keep.sum())
-        if len(codes) != seen:
-            raise ValueError(f"an image has {len(codes)} codes but {seen} feature vectors")
         span = self._image_ids(codes)._replace(learn=Learn.NONE)
         return span if self.read == "ids" else span._replace(features=features, feed=Feed.FEATURES, keep=keep)
 

@@ -23,7 +23,9 @@ class FolderSource:
     Args:
         path: the folder.
         captions: a ``.csv`` (columns ``file``, ``caption``) or ``.jsonl`` (``{"file", "caption"}`` a line), the files
-            relative to the folder; without it each ``x.png`` has its caption in ``x.txt`` beside it.
+            relative to the folder; without it each ``x.png`` has its caption in ``x.txt`` beside it. Pictures that
+            belong together, in the order of their lines, have the same ``page`` there: interleaved documents are made
+            of them, and they are in one split.
         name: recorded as the examples' source; also the beginning of their keys.
         licence: recorded with each example.
         language: of the captions.
@@ -87,14 +89,20 @@ def read_folder(source: FolderSource) -> Reading:
     if not paths:
         raise SourceError(f"folder source: {folder} holds no images ({', '.join(SUFFIXES)})")
     images = {path.relative_to(folder).as_posix(): path for path in paths}
-    captions, skips = _sidecars(folder, images) if source.captions is None else _listed(Path(source.captions), images)
+    pages: dict[str, str] = {}
+    if source.captions is None:
+        captions, skips = _sidecars(folder, images)
+    else:
+        captions, skips, pages = _listed(Path(source.captions), images)
     meta = _meta(source.name, source.licence, source.language, source.split)
-    key = lambda file: safe_key(f"{source.name}-{file}")  # noqa: E731
-    examples = [
-        Example(key(file), path.read_bytes, text, {**meta, "concept": concept_of(text), "file": file})
-        for file, path in images.items()
-        if (text := captions.get(file, ""))
-    ]
+    examples = []
+    for file, text in captions.items():
+        about = {**meta, "concept": concept_of(text), "file": file}
+        if file in pages:
+            page = f"{source.name} {pages[file]}"
+            about |= {"concept": f"page {page}", "page": page}
+        if text:
+            examples.append(Example(safe_key(f"{source.name}-{file}"), images[file].read_bytes, text, about))
     if not examples:
         where = source.captions or f"the .txt files beside the images of {folder}"
         raise SourceError(f"folder source: {where} has a caption for none of the {len(images)} images of {folder}")
@@ -114,10 +122,11 @@ def _sidecars(folder: Path, images: dict[str, Path]) -> tuple[dict[str, str], li
     return captions, skips
 
 
-def _listed(path: Path, images: dict[str, Path]) -> tuple[dict[str, str], list[Skip]]:
+def _listed(path: Path, images: dict[str, Path]) -> tuple[dict[str, str], list[Skip], dict[str, str]]:
     captions: dict[str, str] = {}
+    pages: dict[str, str] = {}
     skips: list[Skip] = []
-    for file, caption in _rows(path):
+    for file, caption, page in _rows(path):
         text = " ".join(caption.split())
         if file not in images:
             skips.append(Skip(file, f"{path.name} has a caption for it but there is no such image"))
@@ -127,11 +136,15 @@ def _listed(path: Path, images: dict[str, Path]) -> tuple[dict[str, str], list[S
             skips.append(Skip(file, f"a further caption in {path.name}; the first one counts"))
         else:
             captions[file] = text
+            if page:
+                pages[file] = page
     named = captions.keys() | {skip.name for skip in skips}
-    return captions, skips + [Skip(file, f"no caption in {path.name}") for file in images if file not in named]
+    skips += [Skip(file, f"no caption in {path.name}") for file in images if file not in named]
+    return captions, skips, pages
 
 
-def _rows(path: Path) -> list[tuple[str, str]]:
+def _rows(path: Path) -> list[tuple[str, str, str]]:
+    """File, caption and page of every line."""
     if not path.is_file():
         raise SourceError(f"folder source: no captions file {path}")
     rows: Iterable[dict[str, Any]]
@@ -143,7 +156,7 @@ def _rows(path: Path) -> list[tuple[str, str]]:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
             raise SourceError(f"folder source: captions {path} must be a .csv or a .jsonl file")
-        return [(str(row["file"]).strip(), str(row["caption"] or "")) for row in rows]
+        return [(str(row["file"]).strip(), str(row["caption"] or ""), str(row.get("page") or "")) for row in rows]
     except (KeyError, TypeError):
         raise SourceError(f"folder source: {path} must have 'file' and 'caption' in every row") from None
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,6 +15,9 @@ from lavit.data.documents import Document, DocumentMaker
 from lavit.data.order import Place, generator_for, items_at
 from lavit.data.texts import TextSet
 from lavit.tokens import Learn, Picture, Span
+
+# Pictures as :class:`lavit.tokenizers.codes.CodeSet` has them, and what gives caption and meta of the one of a number.
+PictureTexts = tuple[Any, Callable[[int], tuple[str, dict]]]
 
 
 @dataclass
@@ -52,10 +57,10 @@ class Mixture:
 
     Args:
         maker: writes the documents.
-        captions: (codes, texts, metas) of the captioned pictures.
-        questions: (codes, metas) of the pictures with questions, or None.
-        texts: documents of text alone; without them the captions are that.
+        captions: the codes of the captioned pictures, and what gives caption and meta of the picture with a number.
+        questions: the same of the pictures with questions, or None.
         config: the shares.
+        texts: documents of text alone; without them the captions are that.
 
     Raises:
         ValueError: a share for question–answer documents where there are no questions, no share at all, or a chance
@@ -65,18 +70,13 @@ class Mixture:
     def __init__(
         self,
         maker: DocumentMaker,
-        captions: tuple,
-        questions: tuple | None,
+        captions: PictureTexts,
+        questions: PictureTexts | None,
         config: MixtureConfig,
         texts: TextSet | None = None,
     ):
-        self.maker, self.config, self.plain = maker, config, texts
-        self.caption_codes, self.texts, described = captions
-        self.groups: dict[str, list[int]] = defaultdict(list)
-        for number, meta in enumerate(described):
-            self.groups[meta["group"]].append(number)
-        self.group_of = [self.groups[meta["group"]] for meta in described]
-        self.question_codes, self.metas = questions if questions else (None, [])
+        self.maker, self.config, self.texts = maker, config, texts
+        (self.captioned, self.caption), self.asked = captions, questions
         shares = torch.tensor([getattr(config, kind) for kind in KINDS])
         if questions is None and config.question_answer:
             raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
@@ -90,12 +90,29 @@ class Mixture:
         self.shares = shares / shares.sum()
         self.kinds = [kind for kind, share in zip(KINDS, shares.tolist(), strict=True) if share > 0]
 
+    @functools.cached_property
+    def groups(self) -> dict[int, list[int]]:
+        """By its number, the pictures of a picture's group."""
+        return self._same("group")
+
+    @functools.cached_property
+    def pages(self) -> dict[int, list[int]]:
+        """By its number, the pictures of the page that a picture is from, in order, where it is from one."""
+        return self._same("page")
+
+    def _same(self, key: str) -> dict[int, list[int]]:
+        members: dict[str, list[int]] = defaultdict(list)
+        for number in range(len(self.captioned)):
+            if (name := self.caption(number)[1].get(key)) is not None:
+                members[name].append(number)
+        return {number: numbers for numbers in members.values() for number in numbers}
+
     def step(self, step: int, size: int, seed: int) -> list[Drawn]:
         """The ``size`` documents of a step, whatever ranks there are; each draws from a generator of its own."""
         place = Place(step, 0, 0, 1, size)
-        captions = items_at(place, 1, len(self.texts), seed).tolist()
-        questions = items_at(place, 1, max(1, len(self.metas)), seed + 1).tolist()
-        texts = items_at(place, 1, len(self.plain), seed + 2).tolist() if self.plain else captions
+        captions = items_at(place, 1, len(self.captioned), seed).tolist()
+        questions = items_at(place, 1, len(self.asked[0]), seed + 1).tolist() if self.asked else captions
+        texts = items_at(place, 1, len(self.texts), seed + 2).tolist() if self.texts else captions
         return [
             self.draw(*numbers, generator_for(seed, step, i))
             for i, numbers in enumerate(zip(captions, questions, texts, strict=True))
@@ -108,23 +125,29 @@ class Mixture:
         for kind, document in drawn:
             tokens[f"tokens_{kind}"] += sum(len(span.ids) for span in document)
             images[kind == "question_answer"] += sum(span.modality == "image" for span in document)
-        epochs = {"epochs_captions": images[False] / len(self.texts)}
-        if self.plain:
-            epochs["epochs_text"] = sum(kind == "text_only" for kind, _ in drawn) / len(self.plain)
-        return {**tokens, **epochs, **({"epochs_questions": images[True] / len(self.metas)} if self.metas else {})}
+        epochs = {"epochs_captions": images[False] / len(self.captioned)}
+        if self.texts:
+            epochs["epochs_text"] = sum(kind == "text_only" for kind, _ in drawn) / len(self.texts)
+        if self.asked:
+            epochs["epochs_questions"] = images[True] / len(self.asked[0])
+        return {**tokens, **epochs}
 
     def every_kind(self, size: int, seed: int) -> dict[str, list[Document]]:
-        """``size`` documents of each kind that has a share, whole and always the same: what validation reads."""
+        """``size`` documents of each kind that has a share, whole and always the same: what validation reads.
+
+        Plain texts, where there are some, are among them without a share too: what a language model may forget.
+        """
         whole = copy.copy(self)
         whole.config = replace(self.config, unconditional=0.0, drop_tokens=0.0, drop_text=0.0)
         place = Place(0, 0, 0, 1, size)
-        captions = items_at(place, 1, len(self.texts), seed).tolist()
-        questions = items_at(place, 1, max(1, len(self.metas)), seed).tolist()
+        captions = items_at(place, 1, len(self.captioned), seed).tolist()
+        questions = items_at(place, 1, len(self.asked[0]), seed).tolist() if self.asked else captions
         generator = generator_for(seed, size)
         chances = torch.rand(size, 2, generator=generator).tolist()
-        texts = items_at(place, 1, len(self.plain), seed).tolist() if self.plain else captions
+        texts = items_at(place, 1, len(self.texts), seed).tolist() if self.texts else captions
         places = list(zip(captions, questions, texts, chances, strict=True))
-        return {kind: [whole._document(kind, *numbers, generator) for numbers in places] for kind in self.kinds}
+        kinds = [kind for kind in KINDS if kind in self.kinds or (kind == "text_only" and self.texts)]
+        return {kind: [whole._document(kind, *numbers, generator) for numbers in places] for kind in kinds}
 
     def draw(self, caption: int, question: int, text: int, generator: torch.Generator) -> Drawn:
         """A document of the picture with this number among the captioned ones or those with questions, or of a text."""
@@ -140,32 +163,45 @@ class Mixture:
         stay = torch.rand(len(picture.codes), generator=generator) >= self.config.drop_tokens
         stay[int(torch.randint(len(stay), (), generator=generator))] = True
         if picture.keep is None:
-            return Picture(picture.codes[stay], picture.features[stay])
+            return Picture(picture.codes[stay], lambda: picture.features()[stay])
         return picture._replace(codes=picture.codes[stay], keep=picture.keep.masked_scatter(picture.keep, stay))
 
     def _document(
-        self, kind: str, caption: int, question: int, plain: int, chance: list[float], generator: torch.Generator
+        self, kind: str, caption: int, question: int, text: int, chance: list[float], generator: torch.Generator
     ) -> Document:
         if kind == "question_answer":
-            asked = self.metas[question]["questions"]
+            codes, describe = self.asked
+            asked = describe(question)[1]["questions"]
             one = asked[int(chance[0] * len(asked))]
             answer = one["answers"][int(chance[1] * len(one["answers"]))]
-            seen = self._seen(self.question_codes, question, generator)
-            return self._reading(self.maker.question_answer(seen, one["question"], answer))
-        codes, text = self.caption_codes, self.texts[caption]
+            return self._reading(
+                self.maker.question_answer(self._seen(codes, question, generator), one["question"], answer)
+            )
+        if kind == "text_only" and self.texts:
+            return self.maker.passage(self.texts.text(text), generator)
+        codes, words = self.captioned, self.caption(caption)[0]
         if kind == "image_text":
-            return self._reading(self.maker.image_text(self._seen(codes, caption, generator), text))
+            return self._reading(self.maker.image_text(self._seen(codes, caption, generator), words))
         if kind == "text_only":
-            return self.maker.passage(self.plain.text(plain) if self.plain else text, generator)
+            return self.maker.passage(words, generator)
         if kind == "interleaved":
-            group = self.group_of[caption]
-            others = torch.randint(len(group), (self.config.pictures - 1,), generator=generator).tolist()
-            numbers = dict.fromkeys([caption, *(group[i] for i in others)])
-            return self.maker.interleaved([(self.texts[n], codes.codes(n)) for n in numbers])
+            numbers = self._together(caption, generator)
+            return self.maker.interleaved([(self.caption(n)[0], codes.codes(n)) for n in numbers])
         if chance[0] < self.config.unconditional:
             return self.maker.image_only(codes.codes(caption))
-        document = self.maker.text_image(text, codes.codes(caption))
+        document = self.maker.text_image(words, codes.codes(caption))
         return [self._thinned(document[0], generator), *document[1:]] if self.config.drop_text else document
+
+    def _together(self, number: int, generator: torch.Generator) -> list[int]:
+        """The pictures of an interleaved document with the picture ``number``.
+
+        They are those of its page from it on, in order; without a page, it and some of its group.
+        """
+        page, group = self.pages.get(number), self.groups.get(number)
+        if page is not None:
+            return page[page.index(number) :][: self.config.pictures]
+        others = torch.randint(len(group), (self.config.pictures - 1,), generator=generator).tolist()
+        return list(dict.fromkeys([number, *(group[i] for i in others)]))
 
     def _reading(self, document: Document) -> Document:
         """A document that begins with an image that is read."""

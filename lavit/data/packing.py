@@ -74,7 +74,7 @@ def pack_rows(lengths: list[int], row: int, least: int = 1) -> list[list[int]]:
 def rows_for(lengths: list[int], row: int, slots: int) -> list[list[list[int]]]:
     """The rows of a step's documents for each of ``slots`` micro-batches (ranks × accumulation steps).
 
-    Slots get about as many rows each, so that no rank waits long for another.
+    Slots get as many rows each, so that no rank waits long for another, unless there are fewer documents than that.
 
     Raises:
         ValueError: fewer documents than slots, or see :func:`best_fit`.
@@ -83,9 +83,12 @@ def rows_for(lengths: list[int], row: int, slots: int) -> list[list[list[int]]]:
         raise ValueError(
             f"{len(lengths)} documents are fewer than {slots} ranks × accumulation steps; raise their number"
         )
-    each = -(-sum(lengths) // (row * slots))
-    rows = pack_rows(lengths, row, least=each * slots)
-    return [rows[slot::slots] for slot in range(slots)]
+    count = slots * -(-sum(lengths) // (row * slots))
+    while True:
+        rows = pack_rows(lengths, row, least=count)
+        if len(rows) % slots == 0 or len(rows) == len(lengths):
+            return [rows[slot::slots] for slot in range(slots)]
+        count = len(rows) + slots - len(rows) % slots
 
 
 def pack(documents: list[Document], row: int | None = None, rows: list[list[int]] | None = None) -> PackedBatch:
@@ -152,6 +155,8 @@ def slots_of(index: Tensor, fed: list[Span]) -> Slots:
 def fed_places(document: Document) -> list[tuple[Tensor, Span]]:
     """The places in a document where vectors enter, with their span: all ids of a fed image but its begin and end.
 
+    Vectors that are still on disk are read here.
+
     Raises:
         ValueError: a span with more or fewer vectors than places.
     """
@@ -159,6 +164,8 @@ def fed_places(document: Document) -> list[tuple[Tensor, Span]]:
     for span in document:
         if span.feed == Feed.FEATURES:
             places = torch.arange(1, len(span.ids) - 1) + start
+            if callable(span.features):
+                span = span._replace(features=span.features())
             count = 0 if span.features is None else len(span.features) if span.keep is None else int(span.keep.sum())
             if count != len(places):
                 raise ValueError(f"an {span.modality} has {len(places)} places but {count or 'no'} feature vectors")

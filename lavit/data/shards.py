@@ -5,12 +5,15 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
+import itertools
 import json
 import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 INDEX = "index.json"
@@ -36,10 +39,21 @@ class Sample(NamedTuple):
     meta: dict[str, Any]
 
 
-class _Part(NamedTuple):
-    shard: int
-    offset: int
-    size: int
+class _Scan(NamedTuple):
+    """Where the samples of one tar lie; 16 bytes a file, because there may be millions.
+
+    Attributes:
+        keys: the samples' names.
+        offset: (n, 3) int64 where image, caption and json begin.
+        size: (n, 3) int64 bytes of each, -1 for what a sample does not have.
+    """
+
+    keys: list[str]
+    offset: np.ndarray
+    size: np.ndarray
+
+
+IMAGE, CAPTION, META = range(3)
 
 
 class Shards:
@@ -59,13 +73,12 @@ class Shards:
 
     def __init__(self, source: str | Path | list[str | Path], split: str | None = None) -> None:
         self.paths = _tars(source, split)
-        self.keys: list[str] = []
-        self._parts: list[dict[str, _Part]] = []
         self._files: dict[tuple[int, int], int] = {}
-        for number, path in enumerate(self.paths):
-            for key, parts in _scan(path, number).items():
-                self.keys.append(key)
-                self._parts.append(parts)
+        scans = [_scan(path) for path in self.paths]
+        self.keys = [key for scan in scans for key in scan.keys]
+        self._offset = np.concatenate([scan.offset for scan in scans])
+        self._size = np.concatenate([scan.size for scan in scans])
+        self._first = [0, *itertools.accumulate(len(scan.keys) for scan in scans)]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -88,36 +101,36 @@ class Shards:
         Raises:
             ShardError: the sample has no image.
         """
-        parts = self._parts[index]
-        suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in parts), None)
-        if suffix is None:
-            raise ShardError(f"sample '{self.keys[index]}' has no image, only {', '.join(parts)}")
-        return self._read(parts[suffix])
+        data = self._read(index, IMAGE)
+        if data is None:
+            raise ShardError(f"sample '{self.keys[index]}' has no image ({', '.join(IMAGE_SUFFIXES)})")
+        return data
 
     def describe(self, index: int) -> tuple[str, dict[str, Any]]:
         """Caption and meta of a sample, without reading its picture."""
-        parts = self._parts[index]
-        caption = self._read(parts["txt"]).decode("utf-8") if "txt" in parts else ""
-        meta = json.loads(self._read(parts["json"])) if "json" in parts else {}
-        return caption, meta
+        caption, meta = self._read(index, CAPTION), self._read(index, META)
+        return (caption or b"").decode("utf-8"), json.loads(meta) if meta is not None else {}
 
     def by_tar(self) -> list[tuple[Path, range]]:
         """Each tar with the indices of its samples."""
-        shard = [next(iter(parts.values())).shard for parts in self._parts]
-        first = [bisect.bisect_left(shard, number) for number in range(len(self.paths) + 1)]
-        return [(path, range(first[i], first[i + 1])) for i, path in enumerate(self.paths)]
+        return [(path, range(self._first[i], self._first[i + 1])) for i, path in enumerate(self.paths)]
 
     def reader(self, index: int) -> Callable[[], bytes]:
         """A call that gives the picture file's bytes of a sample."""
         return functools.partial(self.image, index)
 
-    def _read(self, part: _Part) -> bytes:
-        place = (os.getpid(), part.shard)
+    def _read(self, index: int, part: int) -> bytes | None:
+        index = range(len(self))[index]  # also from the end; out of it is an IndexError
+        offset, size = int(self._offset[index, part]), int(self._size[index, part])
+        if size < 0:
+            return None
+        shard = bisect.bisect_right(self._first, index) - 1
+        place = (os.getpid(), shard)
         if place not in self._files:
-            self._files[place] = os.open(self.paths[part.shard], os.O_RDONLY | os.O_CLOEXEC)
-        data = os.pread(self._files[place], part.size, part.offset)
-        if len(data) != part.size:
-            raise ShardError(f"shard {self.paths[part.shard]} was cut while it was read; write it again")
+            self._files[place] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+        data = os.pread(self._files[place], size, offset)
+        if len(data) != size:
+            raise ShardError(f"shard {self.paths[shard]} was cut while it was read; write it again")
         return data
 
     def __getstate__(self) -> dict[str, Any]:
@@ -172,9 +185,9 @@ def _finished(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
-def _scan(path: Path, number: int) -> dict[str, dict[str, _Part]]:
+def _scan(path: Path) -> _Scan:
     """Where the parts of each sample of a tar lie; a key ends at the first dot of the file's name."""
-    samples: dict[str, dict[str, _Part]] = {}
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
     try:
         with tarfile.open(path, "r:") as tar:
@@ -184,11 +197,16 @@ def _scan(path: Path, number: int) -> dict[str, dict[str, _Part]]:
                     folder, _, name = member.name.rpartition("/")
                     stem, _, suffix = name.partition(".")
                     key = f"{folder}/{stem}" if folder else stem
-                    samples.setdefault(key, {})[suffix.lower()] = _Part(number, member.offset_data, member.size)
+                    samples.setdefault(key, {})[suffix.lower()] = (member.offset_data, member.size)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(f"shard {path} is cut or not a tar: {error}") from None
     with path.open("rb") as stream:  # tarfile takes a broken header for the end of the file
         stream.seek(end)
         if stream.read(512) != bytes(512):
             raise ShardError(f"shard {path} is cut or broken at byte {end}; write it again")
-    return samples
+    names = (IMAGE_SUFFIXES, ("txt",), ("json",))
+    places = [
+        [next((parts[s] for s in suffixes if s in parts), (0, -1)) for suffixes in names] for parts in samples.values()
+    ]
+    found = np.array(places, dtype=np.int64).reshape(-1, len(names), 2)
+    return _Scan(list(samples), found[..., 0], found[..., 1])

@@ -12,17 +12,20 @@ class Port(nn.Module):
     """Features to vectors of the language model's width, one a visual token.
 
     Without ``merger`` it projects merged features (S, D). With one, which is trained beside the language model while
-    the tokenizer's own stays as it is and makes the ids, it merges the patches (I, P, D) of pictures by itself.
+    the tokenizer's own stays as it is and makes the ids, it merges the patches (I, P, D) of pictures by itself. With
+    ``encoder`` too it makes these of pixels (I, 3, S, S).
 
     Args:
         width: D of what is projected.
         hidden: the language model's width.
         merger: a module of patches and kept ones to merged vectors, as :class:`lavit.tokenizers.merger.Merger` is.
+        encoder: the frozen encoder, which stands beside the port: it is no part of its weights and its checkpoints.
     """
 
-    def __init__(self, width: int, hidden: int, merger: nn.Module | None = None):
+    def __init__(self, width: int, hidden: int, merger: nn.Module | None = None, encoder: nn.Module | None = None):
         super().__init__()
         self.merger = merger
+        self._beside = (encoder,)  # in a tuple, where neither the optimizer nor ZeRO finds it
         self.proj = nn.Linear(width, hidden)
         nn.init.normal_(self.proj.weight, std=0.02)
 
@@ -34,7 +37,7 @@ class Port(nn.Module):
         """(S, hidden) of the slots; (0, hidden) of none.
 
         Raises:
-            ValueError: patches for a port that does not merge, or the reverse.
+            ValueError: patches for a port that does not merge, or the reverse, or pixels without an encoder.
         """
         dtype = self.proj.weight.dtype
         if slots is None:
@@ -43,7 +46,17 @@ class Port(nn.Module):
         if self.merges != (slots.keep is not None):
             raise ValueError(f"the port reads {'patches' if self.merges else 'merged features'}, and gets the other")
         vectors = slots.features.to(dtype)
+        if vectors.dim() == 4:
+            vectors = self._encoded(vectors)
         return self.proj(self.merger.merge(vectors, slots.keep) if self.merges else vectors)
+
+    @torch.no_grad()
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """(I, P, D) standardized patches of pixels (I, 3, S, S)."""
+        (encoder,) = self._beside
+        if encoder is None:
+            raise ValueError("the port reads patches and has no encoder to make them of pixels")
+        return encoder.eval().to(pixels.device)(pixels).to(pixels.dtype)
 
     def _nothing(self) -> Tensor:
         if not self.merges:

@@ -101,13 +101,12 @@ def split_logits(hidden: Tensor, text: Tensor, new: Tensor, *gap: Tensor) -> Ten
 
     ``gap`` are rows (G, D), maps (G, D, D) and biases (G, D) of the states that each of G gaps has.
     """
-    seen = F.linear(hidden, new)
-    if gap:
-        logits, maps, bias = gap
-        states = hidden[..., None, :] + F.linear(hidden, maps.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
-        words = F.linear(hidden, logits)[..., None] + F.linear(states, new[2:])
-        seen = torch.cat([seen[..., :2], words.flatten(-2)], dim=-1)
-    return torch.cat([F.linear(hidden, text), seen], dim=-1)
+    if not gap:
+        return torch.cat([F.linear(hidden, text), F.linear(hidden, new)], dim=-1)
+    logits, maps, bias = gap
+    states = hidden[..., None, :] + F.linear(hidden, maps.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
+    words = F.linear(hidden, logits)[..., None] + F.linear(states, new[2:])
+    return torch.cat([F.linear(hidden, text), F.linear(hidden, new[:2]), words.flatten(-2)], dim=-1)
 
 
 def new_rows(rows: int, width: int) -> nn.Embedding:

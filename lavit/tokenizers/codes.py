@@ -9,6 +9,7 @@ could not be read, and whose codes they are.
 from __future__ import annotations
 
 import bisect
+import functools
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -100,8 +101,8 @@ class CodeSet:
         return torch.from_numpy(self._places[shard][words].astype(np.int64))
 
     def picture(self, number: int) -> Picture:
-        """A picture as a port reads it that projects merged features."""
-        return Picture(self.codes(number), self.features(number))
+        """A picture as a port reads it that projects merged features; they are read when they are needed."""
+        return Picture(self.codes(number), functools.partial(self.features, number))
 
     def counts(self) -> Tensor:
         """(pictures,) int64 tokens of each; none where a picture could not be read."""
@@ -128,18 +129,18 @@ class CodeSet:
 class PatchCodeSet(CodeSet):
     """The same for a port that merges by itself: its pictures come with all their patches.
 
-    ``patches`` gives the encoder's features (P, D) float32 of the picture with a number.
+    ``inputs`` gives the encoder's features (P, D) float32 of the picture with a number, or its pixels (3, S, S), of
+    which the port makes ``patches``, P.
     """
 
-    def __init__(self, folders: Sequence[Path], patches: Callable[[int], Tensor]):
+    def __init__(self, folders: Sequence[Path], inputs: Callable[[int], Tensor], patches: int):
         super().__init__(folders)
-        self._patches = patches
+        self._inputs, self._patches = inputs, patches
 
     def picture(self, number: int) -> Picture:
-        features = self._patches(number)
-        keep = torch.zeros(len(features), dtype=torch.bool)
+        keep = torch.zeros(self._patches, dtype=torch.bool)
         keep[self.places(number)] = True
-        return Picture(self.codes(number), features, keep)
+        return Picture(self.codes(number), functools.partial(self._inputs, number), keep)
 
 
 def _open(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:

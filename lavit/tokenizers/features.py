@@ -5,8 +5,10 @@ At the paper's size an image's features are 720 KB, so there they are computed w
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +34,16 @@ class PictureSet:
             raise ValueError(f"{features} cannot be read ({error}); remove it and prepare the data again") from None
         if self.cached is not None and len(self.cached) != len(shards):
             raise ValueError(f"{features} holds {len(self.cached)} pictures and the shards {len(shards)}; remove it")
-        described = [shards.describe(i) for i in range(len(shards))]
-        self.captions = [caption for caption, _ in described]
-        self.meta = [meta for _, meta in described]
+
+    @functools.cached_property
+    def captions(self) -> list[str]:
+        """The caption of every picture."""
+        return [self.shards.describe(i)[0] for i in range(len(self))]
+
+    @functools.cached_property
+    def meta(self) -> list[dict[str, Any]]:
+        """What is known of every picture."""
+        return [self.shards.describe(i)[1] for i in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.shards)

@@ -50,7 +50,7 @@ def train(
     after_step: Callable[[], None] = lambda: None,
     together: Callable[[list[Any]], list[Any]] = lambda batches: batches,
     validate: Callable[[], dict[str, float]] | None = None,
-    counts: Callable[[int], dict[str, float]] | None = None,
+    counts: Callable[[Any], dict[str, float]] | None = None,
     flops: Callable[[Any], float] | None = None,
     unit: str = "step",
 ) -> nn.Module:
@@ -65,8 +65,8 @@ def train(
         after_step: called after each step's update, on every rank: what is not moved by gradients moves here.
         together: what the micro-batches of a step must know of each other; gets and returns them, on every rank.
         validate: figures of the objective in evaluation mode, the same on every rank; ``loss`` decides which is best.
-        counts: what a step takes in, over all ranks, to be summed in the log; names that begin with ``tokens`` give the
-            tokens a second.
+        counts: what the step of a micro-batch takes in, over all ranks, to be summed in the log; names that begin with
+            ``tokens`` give the tokens a second.
         flops: floating-point operations of a micro-batch, forward and backward, for the utilisation in the log.
 
     Raises:
@@ -81,7 +81,9 @@ def train(
         newest = checkpoint_for(folder / "checkpoints", world, config.zero_stage, rank)
         universal = newest is not None and newest.name == UNIVERSAL
         engine = build_engine(objective.to(device), config, world, universal)
-        run = _Run(engine, config, folder, rank, world, device)
+        # What a utilisation is measured by takes a moment to find out, and is wanted only where operations are known.
+        peak = peak_flops(device, config.precision) if flops else 1.0
+        run = _Run(engine, config, folder, rank, world, Meter(device, peak))
         last_of_all.callback(run.close)
         first = run.resume(newest)
         progress = Progress(folder, config.steps, unit) if rank == 0 else None
@@ -91,9 +93,8 @@ def train(
                 run.log_validation(0, "before", run.measured(validate))
         for step in range(first, config.steps):
             before_step(step)
-            figures = run.step(step, batches, together, flops)
+            figures = run.step(step, batches, together, flops, counts)
             after_step()
-            run.count(counts(step) if counts else {})
             run.log(step, figures, always="skipped" in figures)
             if progress:
                 words = [f"{k} {v:.3f}" for k, v in figures.items()]
@@ -115,15 +116,13 @@ def train(
 class _Run:
     """The engine of a stage with what belongs to it on disk."""
 
-    def __init__(self, engine: Any, config: TrainConfig, folder: Path, rank: int, world: int, device: torch.device):
+    def __init__(self, engine: Any, config: TrainConfig, folder: Path, rank: int, world: int, meter: Meter):
         self.engine, self.config, self.folder = engine, config, folder
-        self.rank, self.world, self.device = rank, world, device
+        self.rank, self.world, self.device, self.meter = rank, world, meter.device, meter
         self.checkpoints = folder / "checkpoints"
         self.skipped_in_a_row = 0
         self.best: dict[str, float] | None = None  # the step of the best checkpoint and its validation loss
         self.counts: dict[str, float] = {}  # what was taken in since the first step
-        self.meter = Meter(device, peak_flops(device, config.precision))
-        self.work = 0.0  # floating-point operations of the step
         self.speed = ""
         self.written: TrainingLog | None = None
 
@@ -191,6 +190,7 @@ class _Run:
         batches: Iterator[Any],
         together: Callable[[list[Any]], list[Any]],
         flops: Callable[[Any], float] | None,
+        counts: Callable[[Any], dict[str, float]] | None,
     ) -> dict[str, float]:
         """One update from the step's micro-batches; its figures, means over them and over ranks."""
         cfg = self.config
@@ -202,7 +202,7 @@ class _Run:
         finite = True
         with self.meter.waiting():
             mine = [next(batches) for _ in range(cfg.accumulate)]
-        self.work = sum(map(flops, mine)) if flops else 0.0
+        self.count(sum(map(flops, mine)) if flops else 0.0, counts(mine[0]) if counts else {})
         for micro, batch in enumerate(together([to_device(batch, self.device) for batch in mine])):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
                 out = self.engine(batch)
@@ -246,11 +246,11 @@ class _Run:
         dist.all_reduce(value)
         return bool(value.item())
 
-    def count(self, counts: dict[str, float]) -> None:
-        """A step is over: add what it took in."""
+    def count(self, work: float, counts: dict[str, float]) -> None:
+        """Add what a step takes in, and its floating-point operations."""
         for name, value in counts.items():
             self.counts[name] = self.counts.get(name, 0) + value
-        self.meter.add(self.work, sum(value for name, value in counts.items() if name.startswith("tokens")))
+        self.meter.add(work, sum(value for name, value in counts.items() if name.startswith("tokens")))
 
     def log(self, step: int, figures: dict[str, float], always: bool = False) -> None:
         """Write a step's figures with the sums and the speed, now and then or ``always``."""

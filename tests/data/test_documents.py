@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lavit.data.documents import DocumentMaker, question_text
-from lavit.data.packing import fed_places, next_ids
+from lavit.data.packing import fed_places, next_ids, pack
 from lavit.tokens import Feed, Learn, Picture
 from lavit.vocabulary import Vocabulary
 
@@ -126,8 +126,8 @@ def test_prompts_are_how_training_documents_begin(maker, kind):
 
 
 def test_codes_and_features_must_agree(maker):
-    with pytest.raises(ValueError, match="an image has 2 codes but 1 feature vectors"):
-        maker.image_text(Picture(CODES, FEATURES[:1]), "a")
+    with pytest.raises(ValueError, match="an image has 2 places but 1 feature vectors"):
+        pack([maker.image_text(Picture(CODES, FEATURES[:1]), "a")])
     with pytest.raises(ValueError, match=r"codes must lie in \[0, 4\)"):
         maker.text_image("a", torch.tensor([4]))
 

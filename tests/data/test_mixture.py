@@ -7,6 +7,7 @@ import torch
 
 from lavit.data.documents import DocumentMaker
 from lavit.data.mixture import Mixture, MixtureConfig
+from lavit.data.packing import pack
 from lavit.tokens import Feed, Learn, Picture
 from lavit.vocabulary import Vocabulary
 
@@ -24,7 +25,13 @@ class Numbers:
 
 
 class Codes:
-    """Picture n has the one code n."""
+    """Picture n of three has the one code n."""
+
+    def __init__(self, count: int = 3):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
 
     def codes(self, number: int) -> torch.Tensor:
         return torch.tensor([number])
@@ -33,15 +40,15 @@ class Codes:
         return torch.full((1, 2), float(number))
 
     def picture(self, number: int) -> Picture:
-        return Picture(self.codes(number), self.features(number))
+        return Picture(self.codes(number), lambda: self.features(number))
 
 
 def mixture(asked: bool = True, **shares) -> Mixture:
     config = MixtureConfig(**{"image_text": 0, "text_image": 0, "text_only": 0, "question_answer": 0, **shares})
     maker = DocumentMaker(Vocabulary(40, 8), Numbers(), 64)
-    questions = (Codes(), QUESTIONS) if asked else None
-    metas = [{"group": "a"}, {"group": "b"}, {"group": "a"}]
-    return Mixture(maker, (Codes(), ["10", "11", "12"], metas), questions, config)
+    questions = (Codes(2), lambda number: ("", QUESTIONS[number])) if asked else None
+    captions = [("10", {"group": "a"}), ("11", {"group": "b"}), ("12", {"group": "a"})]
+    return Mixture(maker, (Codes(), captions.__getitem__), questions, config)
 
 
 def drawn(made: Mixture, n: int, seed: int = 0) -> list:
@@ -77,7 +84,7 @@ def test_every_question_and_answer_of_a_picture_is_drawn():
     first, second = (40, 42, 41), (40, 43, 41)
     assert set(seen) == {(*first, 30, 31, 1), (*first, 30, 32, 1), (*first, 33, 34, 1), (*second, 35, 36, 1)}
     assert seen[*second, 35, 36, 1] == 200 and seen[*first, 33, 34, 1] == pytest.approx(100, abs=25)
-    assert torch.equal(made[1][0].features, torch.ones(1, 2))
+    assert torch.equal(made[1][0].features(), torch.ones(1, 2))
 
 
 def test_shares_are_normalised_and_text_is_lost_at_its_chance():
@@ -98,7 +105,7 @@ def test_fed_tokens_are_dropped_at_their_chance_with_their_features(monkeypatch,
     for document in drawn(mixture(**{name: 1.0}, drop_tokens=0.75), 500):
         codes = document[0].ids[1:-1] - 42
         assert codes.diff().gt(0).all(), "their order stays"
-        assert torch.equal(document[0].features, torch.stack([2.0 * codes, 2.0 * codes + 1], dim=1))
+        assert torch.equal(document[0].features(), torch.stack([2.0 * codes, 2.0 * codes + 1], dim=1))
         counts.append(len(codes))
     # Eight at a quarter, and one that always stays: 8 * (1/4 + 3/4 / 8).
     assert min(counts) == 1 and sum(counts) / 500 == pytest.approx(2.75, abs=0.25)
@@ -122,7 +129,7 @@ def test_tokens_of_a_picture_of_patches_are_dropped_from_what_is_kept(monkeypatc
 
 def test_text_before_an_image_loses_tokens_at_its_chance_but_not_its_beginning():
     made = mixture(text_image=1.0, unconditional=0.0, drop_text=0.5)
-    made.texts = ["10 11 12 13"] * 3
+    made.caption = lambda number: ("10 11 12 13", {})
     texts = [document[0].ids.tolist() for document in drawn(made, 400)]
     assert all(ids[0] == 0 and ids[1:] == sorted(ids[1:]) for ids in texts)
     assert sum(len(ids) for ids in texts) / 400 == pytest.approx(3.0, abs=0.15)
@@ -151,6 +158,26 @@ def test_the_generator_alone_decides():
 def test_shares_that_make_no_mixture(shares, said):
     with pytest.raises(ValueError, match=said):
         mixture(**shares)
+
+
+def test_an_interleaved_document_has_the_pictures_of_a_page_in_their_order():
+    made = mixture(interleaved=1.0, pictures=2)
+    pages = [("10", {"group": "a", "page": "p"}), ("11", {"group": "a", "page": "p"}), ("12", {"group": "a"})]
+    made.caption = pages.__getitem__
+    documents = drawn(made, 60)
+    seen = {tuple(int(span.ids[1]) - 42 for span in d if span.modality == "image") for d in documents}
+    assert {codes for codes in seen if codes[0] < 2} == {(0, 1), (1,)}, "from the picture on, to the page's end"
+    assert {codes[0] for codes in seen} == {0, 1, 2}
+    made.config.pictures = 1
+    assert all(len([s for s in d if s.modality == "image"]) == 1 for d in drawn(made, 9))
+
+
+def test_vectors_are_read_when_they_are_packed_and_not_before(monkeypatch):
+    read = []
+    monkeypatch.setattr(Codes, "features", lambda self, number: read.append(number) or torch.ones(1, 2))
+    documents = drawn(mixture(image_text=1.0, unconditional=0.0, drop_tokens=0.5), 3)
+    assert not read
+    assert pack(documents, rows=[[2]]).slots["image"].features.shape == (1, 2) and read == [2]
 
 
 def test_an_interleaved_document_has_pictures_of_one_group():
@@ -201,7 +228,7 @@ class Texts:
 
 def test_text_without_pictures_is_read_where_there_is_some():
     made = mixture(text_only=1.0)
-    made.plain = Texts()
+    made.texts = Texts()
     steps = [made.step(step, 8, seed=1) for step in range(100)]
     flat = [d.document[0].ids.tolist() for step in steps for d in step]
     short = [ids for ids in flat if len(ids) < 64]

@@ -131,6 +131,14 @@ def test_a_step_s_rows_are_shared_out_whole(slots):
     assert len(rows) == {1: 3, 2: 4, 3: 3, 5: 5}[slots], "as few as can be, but as many for every slot"
 
 
+@pytest.mark.parametrize("slots", [2, 3, 4])
+def test_every_rank_has_as_many_rows_as_the_others(slots):
+    generator = torch.Generator().manual_seed(slots)
+    for _ in range(50):
+        lengths = torch.randint(1, 13, (24,), generator=generator).tolist()
+        assert len({len(share) for share in rows_for(lengths, 12, slots)}) == 1
+
+
 def test_fewer_documents_than_ranks():
     with pytest.raises(ValueError, match="2 documents are fewer than 3 ranks × accumulation steps; raise their number"):
         rows_for([4, 4], 10, 3)

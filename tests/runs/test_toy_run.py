@@ -12,9 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from torch.distributed._tools.mem_tracker import MemTracker
 
+from eval import plan
 from eval.resume import resume
+from lavit.data.packing import document_length, pack, pack_rows
 from lavit.experiment import load_experiment
 from lavit.training.engine import digest
 from lavit.workspace import Workspace
@@ -67,6 +71,48 @@ def test_validation_reads_every_kind(finished: Path) -> None:
     for line in found.values():
         assert {name.removeprefix("validation_") for name in line} == {"step", "elapsed", "loss", *names}
         assert all(3 < line[f"validation_{name}"] < 8 for name in names), "near the logarithm of the vocabulary's size"
+
+
+def test_the_plan_is_what_a_training_measures(finished: Path) -> None:
+    """Operations and memory within 15 % of those of the run's own steps on one rank."""
+    experiment = load_experiment(finished / "config.yaml", [f"run={finished}"])
+    work, stage = Workspace(experiment, finished), experiment.pretrain
+    planned = plan.pretrain_plan(experiment)
+    assert "the run's own" in planned.items
+    model = work.new_model()
+    mixture, batches = work.mixture(model.vocabulary), []
+    for step in range(64):
+        documents = [drawn.document for drawn in mixture.step(step, stage.train.batch, experiment.seed)]
+        batches.append(pack(documents, rows=pack_rows([document_length(d) for d in documents], stage.row)))
+    assert planned.flops == pytest.approx(sum(map(model.flops, batches)) / len(batches), rel=0.15)
+    optimizer = torch.optim.AdamW(model.parameters())
+    peaks = []
+    for batch in batches[:8]:
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            model(batch).loss.backward()
+            optimizer.step()
+        peaks.append(sum(found["Total"] for found in tracker.get_tracker_snapshot("peak").values()))
+    found = sum(peaks[1:]) / len(peaks[1:])  # in the first step there were no moments yet
+    assert sum(planned.memory(0, 1)) == pytest.approx(found, rel=0.15)
+
+
+def test_features_that_the_port_makes_itself_are_those_on_disk(finished: Path) -> None:
+    """With cached patches and with pixels that it encodes, it says nearly the same: those on disk have two bytes."""
+    losses = []
+    for cached in ("true", "false"):
+        settings = [f"run={finished}", "pretrain.model.port=patches", f"tokenizer.cache_features={cached}"]
+        experiment = load_experiment(finished / "config.yaml", settings)
+        work = Workspace(experiment, finished)
+        model = work.new_model().eval()
+        assert not [name for name, _ in model.named_parameters() if "encoder" in name], "it stands beside the model"
+        drawn = work.mixture(model.vocabulary).every_kind(4, seed=0)["image_text"]
+        batch = pack(drawn)
+        assert batch.slots["image"].features.dim() == (3 if cached == "true" else 4)
+        with torch.no_grad():
+            losses.append(float(model(batch).loss))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[0] != losses[1]
 
 
 def test_two_ranks_took_every_step(finished: Path) -> None:

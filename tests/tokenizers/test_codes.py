@@ -50,11 +50,11 @@ def test_codes_are_padded_on_the_right(codes):
 
 def test_pictures_with_merged_features_or_with_their_patches(codes, tmp_path):
     shown = codes.picture(3)
-    assert shown.codes.tolist() == [3, 4, 5] and torch.equal(shown.features, codes.features(3)) and shown.keep is None
+    assert shown.codes.tolist() == [3, 4, 5] and torch.equal(shown.features(), codes.features(3)) and shown.keep is None
     assert codes.places(3).tolist() == [0, 3, 6] and codes.places(1).tolist() == [0]
-    patches = PatchCodeSet([tmp_path / "a", tmp_path / "b"], lambda number: torch.full((7, 2), float(number)))
+    patches = PatchCodeSet([tmp_path / "a", tmp_path / "b"], lambda number: torch.full((7, 2), float(number)), 7)
     shown = patches.picture(3)
-    assert shown.codes.tolist() == [3, 4, 5] and torch.equal(shown.features, torch.full((7, 2), 3.0))
+    assert shown.codes.tolist() == [3, 4, 5] and torch.equal(shown.features(), torch.full((7, 2), 3.0))
     assert shown.keep.tolist() == [True, False, False, True, False, False, True]
     (tmp_path / "a" / "places.npy").unlink()
     with pytest.raises(ValueError, match="a has no places; remove it and extract again"):

@@ -27,18 +27,22 @@ class Codes:
     def codes(self, number: int) -> torch.Tensor:
         return torch.arange(number + 1) % 6
 
+    def __len__(self) -> int:
+        return 3
+
     def features(self, number: int) -> torch.Tensor:
         return torch.ones(number + 1, WIDTH) * number
 
     def picture(self, number: int) -> Picture:
-        return Picture(self.codes(number), self.features(number))
+        return Picture(self.codes(number), lambda: self.features(number))
 
 
 @pytest.fixture
 def mixture() -> Mixture:
     maker = DocumentMaker(VOCABULARY, Numbers(), 32)
     config = MixtureConfig(image_text=0.25, text_image=0.75, unconditional=0.5, drop_tokens=0.9, drop_text=0.9)
-    return Mixture(maker, (Codes(), ["5 6 7", "8 9", "2 3 4 5"], [{"group": "a"}] * 3), None, config)
+    captions = [("5 6 7", {}), ("8 9", {}), ("2 3 4 5", {})]
+    return Mixture(maker, (Codes(), captions.__getitem__), None, config)
 
 
 def test_documents_of_every_kind_are_whole_and_always_the_same(mixture):
