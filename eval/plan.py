@@ -69,6 +69,7 @@ class StagePlan:
     train: TrainConfig
     items: str
     tokens: int | None = None
+    beside: int = 0  # parameters of a frozen model that every GPU holds whole, whatever the ZeRO stage
 
     @property
     def parameters(self) -> int:
@@ -83,7 +84,9 @@ class StagePlan:
         micro = -(-self.train.batch // (gpus * self.train.accumulate))
         kept = sum(micro * part.kept + part.kept_once for part in self.parts)
         kept += LOGIT_BYTES * min(AT_ONCE, micro * sum(part.logits for part in self.parts))
-        return state_bytes(self.parameters, self.trainable, stage, gpus, self.sizes(stage)), kept
+        sharded = self.parameters - self.beside
+        states = state_bytes(sharded, self.trainable, stage, gpus, self.sizes(stage))
+        return states + STATE_BYTES[0] * self.beside, kept
 
     def sizes(self, stage: int) -> tuple[int, int, int]:
         """Bytes on the GPU of a weight, its gradient and its moments: less of what the configuration offloads."""
@@ -265,7 +268,9 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
         parts[0].flops = round(parts[0].flops * pictures)
     parts += [part("blocks", model.blocks, blocks), head]
     of = "the run's own" if known else "assumed"
-    return StagePlan("pretrain", parts, train, f"documents ({of}, {length} tokens)", train.batch * length)
+    items = f"documents ({of}, {length} tokens)"
+    beside = parts[0].parameters if online is not None else 0
+    return StagePlan("pretrain", parts, train, items, train.batch * length, beside)
 
 
 def cached(experiment: Experiment) -> bool:

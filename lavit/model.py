@@ -5,6 +5,7 @@ LaVIT, arXiv 2309.04669, section 3.2: text and image tokens are predicted by one
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from lavit.config import OneOf
@@ -176,7 +178,10 @@ class UnifiedLM(nn.Module):
         if config.lora:
             add_lora(self.blocks, config.lora, seed + 2)
         if config.checkpoint_activations:
-            self.blocks.gradient_checkpointing_enable({"use_reentrant": False})
+            # What calls this in transformers also looks for the embedding, which is not there.
+            self.blocks._set_gradient_checkpointing(
+                gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
+            )
 
     def forward(self, batch: PackedBatch) -> LMOutput:
         """The mean next-token loss over all learned tokens of all ranks, and of all of a step's micro-batches."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable
+import os
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -24,6 +26,7 @@ from lavit.data.writing import SplitWriter
 from lavit.runs import require_free
 
 log = logging.getLogger(__name__)
+AHEAD = 4  # pictures a core that are opened before they are written
 
 
 @dataclass
@@ -116,8 +119,8 @@ def _prepare_part(
     ):
         for source, reading in zip(sources, readings, strict=True):
             left_out = []
-            for example in reading.examples:
-                left_out += _write(example, config, writer, tally)
+            for example, opened in _opened(reading.examples, config):
+                left_out += _write(example, opened, config, writer, tally)
                 bar.update()
                 progress(tally.seen, count, name)
             _check_some(source, reading, left_out)
@@ -203,7 +206,40 @@ class _Tally:
         }
 
 
-def _write(example: Example, config: DataConfig, writer: SplitWriter, tally: _Tally) -> list[Skip]:
+class _Opened(NamedTuple):
+    """A picture as it is stored, and a hash of its pixels."""
+
+    pixels: str
+    webp: bytes
+
+
+def _opened(examples: list[Example], config: DataConfig) -> Iterator[tuple[Example, _Opened | Skip]]:
+    """Every example in its order with its picture, or why that cannot be read; each core opens one at a time."""
+    cores = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(cores) as pool:  # Pillow's work is done outside of Python's lock
+        waiting: deque[tuple[Example, Future]] = deque()
+        for example in examples:
+            waiting.append((example, pool.submit(_open, example, config)))
+            if len(waiting) > AHEAD * cores:
+                first, opened = waiting.popleft()
+                yield first, opened.result()
+        for first, opened in waiting:
+            yield first, opened.result()
+
+
+def _open(example: Example, config: DataConfig) -> _Opened | Skip:
+    name = example.meta.get("file", example.key)
+    try:
+        image = shrink(open_image(_bytes(example), name), config.image_size)
+    except ImageError as error:
+        return Skip(name, str(error))
+    pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+    return _Opened(pixels, to_webp(image, config.quality))
+
+
+def _write(
+    example: Example, opened: _Opened | Skip, config: DataConfig, writer: SplitWriter, tally: _Tally
+) -> list[Skip]:
     """Write one example, or say why not: it cannot be read, or its picture was there before.
 
     A picture may come again in another style (two sets of emoji share some), and with questions, but not in another
@@ -211,12 +247,10 @@ def _write(example: Example, config: DataConfig, writer: SplitWriter, tally: _Ta
     """
     tally.seen += 1
     name = example.meta.get("file", example.key)
-    try:
-        image = shrink(open_image(_bytes(example), name), config.image_size)
-    except ImageError as error:
-        return [Skip(name, str(error))]
+    if isinstance(opened, Skip):
+        return [opened]
+    pixels, webp = opened
     split, style = _split_of(example, config.split), example.meta["style"]
-    pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     first = tally.pictures.get(pixels)
     if first and first.split != split:
         return [Skip(name, f"the same picture as {first.key}, which is in the {first.split} split")]
@@ -225,7 +259,7 @@ def _write(example: Example, config: DataConfig, writer: SplitWriter, tally: _Ta
             return [Skip(name, f"the same picture as {first.key}")]
         tally.pictures.setdefault(pixels, _Seen(example.key, split, set())).styles.add(style)
     meta = {**example.meta, "split": split, "pixels": pixels}
-    writer.write(split, example.key, to_webp(image, config.quality), example.caption, meta)
+    writer.write(split, example.key, webp, example.caption, meta)
     tally.counts[split] += 1
     tally.sources[meta["source"]][split] += 1
     tally.concepts[split].add(meta["concept"])

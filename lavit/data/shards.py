@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 INDEX = "index.json"
+SCAN = ".places.npz"
 
 
 class ShardError(ValueError):
@@ -39,7 +41,7 @@ class Sample(NamedTuple):
     meta: dict[str, Any]
 
 
-class _Scan(NamedTuple):
+class Scan(NamedTuple):
     """Where the samples of one tar lie; 16 bytes a file, because there may be millions.
 
     Attributes:
@@ -74,11 +76,11 @@ class Shards:
     def __init__(self, source: str | Path | list[str | Path], split: str | None = None) -> None:
         self.paths = _tars(source, split)
         self._files: dict[tuple[int, int], int] = {}
-        scans = [_scan(path) for path in self.paths]
-        self.keys = [key for scan in scans for key in scan.keys]
-        self._offset = np.concatenate([scan.offset for scan in scans])
-        self._size = np.concatenate([scan.size for scan in scans])
-        self._first = [0, *itertools.accumulate(len(scan.keys) for scan in scans)]
+        scans = [_known_scan(path) or scan(path) for path in self.paths]
+        self.keys = [key for found in scans for key in found.keys]
+        self._offset = np.concatenate([found.offset for found in scans])
+        self._size = np.concatenate([found.size for found in scans])
+        self._first = [0, *itertools.accumulate(len(found.keys) for found in scans)]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -185,8 +187,32 @@ def _finished(folder: Path) -> list[Path]:
     return [folder / name for name in shards]
 
 
-def _scan(path: Path) -> _Scan:
-    """Where the parts of each sample of a tar lie; a key ends at the first dot of the file's name."""
+def write_scan(path: Path) -> None:
+    """Keep beside a tar where its samples lie: to scan millions of headers takes every process many minutes."""
+    found = scan(path)
+    keys = np.frombuffer("\n".join(found.keys).encode(), dtype=np.uint8)
+    np.savez(path.with_suffix(SCAN), keys=keys, offset=found.offset, size=found.size)
+
+
+def _known_scan(path: Path) -> Scan | None:
+    """What :func:`write_scan` kept; only prepared folders have that, whose tars are of the size that they had then."""
+    kept = path.with_suffix(SCAN)
+    if not kept.is_file():
+        return None
+    try:
+        with np.load(kept) as arrays:
+            keys = arrays["keys"].tobytes().decode()
+            return Scan(keys.split("\n") if keys else [], arrays["offset"], arrays["size"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ShardError(f"{kept} cannot be read ({error}); remove it, and the tar is scanned instead") from None
+
+
+def scan(path: Path) -> Scan:
+    """Where the parts of each sample of a tar lie; a key ends at the first dot of the file's name.
+
+    Raises:
+        ShardError: it is cut, broken or not a tar.
+    """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     end = 0
     try:
@@ -209,4 +235,4 @@ def _scan(path: Path) -> _Scan:
         [next((parts[s] for s in suffixes if s in parts), (0, -1)) for suffixes in names] for parts in samples.values()
     ]
     found = np.array(places, dtype=np.int64).reshape(-1, len(names), 2)
-    return _Scan(list(samples), found[..., 0], found[..., 1])
+    return Scan(list(samples), found[..., 0], found[..., 1])

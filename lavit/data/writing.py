@@ -11,7 +11,7 @@ from typing import Any
 
 import webdataset
 
-from lavit.data.shards import INDEX
+from lavit.data.shards import INDEX, write_scan
 
 
 class SplitWriter:
@@ -57,7 +57,10 @@ class SplitWriter:
     def finish(self, about: dict[str, Any]) -> dict[str, Any]:
         """Close the shards, write the index (``about`` and each shard's bytes and sha256) and name the folder."""
         self._close()
-        shards = {path.name: _fingerprint(path) for path in sorted(self.partial.glob("*.tar"))}
+        paths = sorted(self.partial.glob("*.tar"))
+        shards = {path.name: _fingerprint(path) for path in paths}
+        for path in paths:
+            write_scan(path)
         index = {**about, "shards": shards}
         (self.partial / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False))
         os.replace(self.partial, self.folder)

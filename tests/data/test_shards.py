@@ -68,7 +68,7 @@ def test_an_unfinished_folder_has_no_name(tmp_path):
     (tmp_path / "set.partial" / "train-000009.tar").write_bytes(b"half")
     write(tmp_path / "set", 2)
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
-        "index.json", "test-000000.tar", "train-000000.tar",
+        "index.json", "test-000000.places.npz", "test-000000.tar", "train-000000.places.npz", "train-000000.tar",
     ]  # fmt: skip
 
 
@@ -160,3 +160,17 @@ def test_a_tar_that_shrinks_while_it_is_open(tmp_path):
     shards.paths[0].write_bytes(b"")
     with pytest.raises(ShardError, match="was cut while it was read"):
         shards.image(0)
+
+
+def test_where_samples_lie_is_kept_beside_a_tar(tmp_path):
+    write(tmp_path / "set")
+    known = Shards(tmp_path / "set")
+    kept = sorted((tmp_path / "set").glob("*.places.npz"))
+    assert len(kept) == len(known.paths) == 3
+    for path in kept[1:]:
+        path.unlink()
+    scanned = Shards(tmp_path / "set")
+    assert known.keys == scanned.keys and [known[i] for i in range(5)] == [scanned[i] for i in range(5)]
+    kept[0].write_bytes(b"PK")
+    with pytest.raises(ShardError, match=r"places.npz cannot be read .* remove it, and the tar is scanned instead"):
+        Shards(tmp_path / "set")

@@ -40,14 +40,15 @@ def test_zero_memory_is_that_of_the_paper_on_zero():
 def test_parameters_at_the_papers_scale_are_the_published_ones(paper):
     assert parts(paper["tokenizer"])["encoder"].parameters == 1_012_588_928
     assert parts(paper["tokenizer"])["encoder"].trainable == 0
-    llm = paper["pretrain"].parameters - parts(paper["pretrain"])["port"].parameters
-    assert llm == 6_872_649_728, "Llama-2-7B grown to 48,386 rows"
+    llm = [parts(paper["pretrain"])[name].parameters for name in ("embedding", "blocks", "head")]
+    assert sum(llm) == 6_872_649_728, "Llama-2-7B grown to 48,386 rows"
 
 
 def test_operations_are_two_a_weight_and_token(paper):
     blocks = parts(paper["pretrain"])["blocks"]
     tokens = paper["pretrain"].tokens / paper["pretrain"].train.batch
-    assert blocks.flops == pytest.approx(2 * blocks.parameters * tokens, rel=0.02)
+    attention = 4 * tokens**2 * 4096 * 32
+    assert blocks.flops == pytest.approx(2 * blocks.parameters * tokens + attention, rel=0.02)
     encoder = parts(paper["tokenizer"])["encoder"]
     assert encoder.flops == pytest.approx(2 * encoder.parameters * 257, rel=0.05)
     assert encoder.step_flops == encoder.flops and blocks.step_flops == 3 * blocks.flops
@@ -78,6 +79,20 @@ def test_what_is_frozen_needs_no_gradients():
     assert parts(frozen)["blocks"].trainable == 0 and parts(frozen)["head"].trainable > 0
     whole = stages("demo.yaml")["pretrain"]
     assert frozen.memory(0, 1)[0] < whole.memory(0, 1)[0] and frozen.flops < whole.flops
+
+
+def test_what_is_offloaded_is_not_on_the_gpu():
+    plain = ["pretrain.train.optimizer.muon=null", "pretrain.train.zero_stage=3"]
+    offloaded = ["pretrain.train.offload_optimizer=true", "pretrain.train.offload_parameters=true"]
+    there, gone = (stages("demo.yaml", *settings)["pretrain"] for settings in (plain, plain + offloaded))
+    assert there.memory(3, 1)[0] == 16 * there.parameters and gone.memory(3, 1)[0] == 0
+    assert gone.memory(1, 1)[0] == 8 * gone.parameters, "weights and gradients stay below the stage that can spare them"
+
+
+def test_an_encoder_beside_the_model_is_on_every_gpu_whole(paper):
+    stage = paper["pretrain"]
+    assert stage.beside == parts(stage)["encoder"].parameters == 1_012_588_928
+    assert stage.memory(3, 10**6)[0] == pytest.approx(4 * stage.beside, rel=0.01)
 
 
 def test_larger_micro_batches_keep_more():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from eval import plan
 from eval.resume import resume
 from lavit.data.packing import document_length, pack, pack_rows
+from lavit.data.shards import Shards
 from lavit.experiment import load_experiment
+from lavit.launch import launch_environment
 from lavit.training.engine import digest
 from lavit.workspace import Workspace
 from pretrain.finetune import started_from
@@ -163,6 +166,26 @@ def test_fine_tuning_with_adapters_goes_on_from_a_run_and_leaves_its_weights(fin
         np.testing.assert_array_equal(value, before[name.replace(".base_layer", "")], err_msg=name)
     assert any(value.any() for name, value in adapters.items() if ".lora_B" in name)
     assert (tmp_path / "run" / "extract").resolve() == (finished / "extract").resolve()
+
+
+@pytest.mark.timeout(120)
+def test_a_shard_that_is_cut_ends_all_ranks_at_once_with_its_name(finished: Path, tmp_path: Path) -> None:
+    sizes = {len(Shards(tar)) for tar in Shards(finished / "data" / "captions", "train").paths}
+    assert len(sizes) > 1, "the run that two ranks finished had shards of different sizes"
+    other = tmp_path / "other"
+    for name in ("data", "extract"):
+        shutil.copytree(finished / name, other / name)
+    for name in ("features", "tokenizer"):
+        (other / name).symlink_to(finished / name)
+    (other / "config.yaml").write_text((finished / "config.yaml").read_text())
+    cut = other / "extract" / "captions" / "train-000001" / "words.npy"
+    cut.write_bytes(cut.read_bytes()[:-4])
+    arguments = [str(TOY), f"run={tmp_path / 'run'}", f"tokens_from={other}"]
+    command = [sys.executable, "-m", "lavit.launch", "pretrain.train", "--processes", "2", "--", *arguments]
+    environment = os.environ | launch_environment(2)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    said = f"error: {tmp_path / 'run' / 'extract' / 'captions' / 'train-000001'} cannot be read"
+    assert done.returncode != 0 and said in done.stderr and "remove it and extract again" in done.stderr
 
 
 @pytest.mark.parametrize(
