@@ -142,7 +142,12 @@ class Experiment:
 
 
 # The stage whose work depends on a setting, by the beginning of its key; what is not here concerns the whole run.
+# Those of "" change nothing but, with the number of processes, the last digits.
 OWNERS = {
+    "demo": "",
+    "tokenizer.train.workers": "",
+    "pretrain.train.workers": "",
+    "decoder.train.workers": "",
     "data": "data",
     "data.text": "text",
     "tokenizer": "tokenizer",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy as np
 IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
 INDEX = "index.json"
 SCAN = ".places.npz"
+OPEN = 64  # tars that are open at the same time: there may be more than a process may have files
 
 
 class ShardError(ValueError):
@@ -62,7 +65,7 @@ class Shards:
     """Samples of webdataset tars by index, in the order they were written.
 
     The tars' headers are read once; after that a sample is a few reads at known places, in any order. An object of
-    this class can be pickled and used after a fork: files are opened by each process for itself.
+    this class can be pickled and used after a fork, and by several threads.
 
     Args:
         source: a folder that :func:`lavit.data.prepare.prepare` wrote, any other folder of tars, one tar, or a list
@@ -75,7 +78,8 @@ class Shards:
 
     def __init__(self, source: str | Path | list[str | Path], split: str | None = None) -> None:
         self.paths = _tars(source, split)
-        self._files: dict[tuple[int, int], int] = {}
+        self._files: dict[int, io.FileIO] = {}
+        self._lock = threading.Lock()
         scans = [_known_scan(path) or scan(path) for path in self.paths]
         self.keys = [key for found in scans for key in found.keys]
         self._offset = np.concatenate([found.offset for found in scans])
@@ -127,21 +131,26 @@ class Shards:
         if size < 0:
             return None
         shard = bisect.bisect_right(self._first, index) - 1
-        place = (os.getpid(), shard)
-        if place not in self._files:
-            self._files[place] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        data = os.pread(self._files[place], size, offset)
+        file = self._file(shard)
+        data = os.pread(file.fileno(), size, offset)
         if len(data) != size:
             raise ShardError(f"shard {self.paths[shard]} was cut while it was read; write it again")
         return data
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
+    def _file(self, shard: int) -> io.FileIO:
+        """The open tar; of many only the last ones used stay open, until nobody reads them any more."""
+        with self._lock:
+            file = self._files.pop(shard, None) or io.FileIO(self.paths[shard])
+            self._files[shard] = file
+            if len(self._files) > OPEN:
+                del self._files[next(iter(self._files))]
+        return file
 
-    def __del__(self) -> None:
-        for (process, _), handle in getattr(self, "_files", {}).items():
-            if process == os.getpid():
-                os.close(handle)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_files", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _files={}, _lock=threading.Lock())
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:

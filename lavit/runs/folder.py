@@ -124,7 +124,6 @@ def require_free(folder: str | Path, needed: int) -> None:
 
 
 KEPT = (".lock", "log.txt", "log.jsonl", "progress.json", "seconds.json")
-MAY_CHANGE = ("run", "demo.concurrent")  # dotted keys that do not alter the results
 
 
 def open_run(folder: str | Path, config: Any, owners: dict[str, str] | None = None) -> Path:
@@ -162,7 +161,7 @@ def require_same_config(folder: str | Path, config: Any, owners: dict[str, str] 
     if path.read_text() == text:
         return False
     known = _as_meant(path, config)
-    changed = [key for key in changed_keys(known, read_plain_text(text)) if key not in MAY_CHANGE]
+    changed = [key for key in changed_keys(known, read_plain_text(text)) if key != "run"]
     stages = {key: _owner(key, owners or {}) for key in changed}
     changed = [key for key in changed if stages[key] != "" and (stages[key] is None or _has_made(folder / stages[key]))]
     if changed:

@@ -24,6 +24,8 @@ from torch import Tensor
 from lavit.runs import read_json, write_json
 from lavit.tokens import Picture
 
+OPEN = 64  # shards whose files are open at the same time: there may be more than a process may have files
+
 
 class Extracted(NamedTuple):
     """Tokens of one picture: words (n,) int64, merged features (n, D) float and the patches (n,) int64 they came from.
@@ -66,9 +68,9 @@ class CodeSet:
 
     def __init__(self, folders: Sequence[Path]):
         self.folders = list(folders)
-        opened = zip(*(_open(folder) for folder in self.folders), strict=True)
-        self._words, self._start, self._places, self._features = opened
+        self._start = [_open(folder).start for folder in self.folders]
         self._first = [0, *accumulate(len(start) - 1 for start in self._start)]
+        self._opened = functools.lru_cache(maxsize=OPEN)(lambda shard: _open(self.folders[shard]))
 
     def __len__(self) -> int:
         return self._first[-1]
@@ -76,7 +78,7 @@ class CodeSet:
     def codes(self, number: int) -> Tensor:
         """(n,) int64 visual words of a picture."""
         shard, words = self._place(number)
-        return torch.from_numpy(self._words[shard][words].astype(np.int64))
+        return torch.from_numpy(self._opened(shard).words[words].astype(np.int64))
 
     def features(self, number: int) -> Tensor:
         """(n, D) float32 merged features of a picture.
@@ -85,9 +87,10 @@ class CodeSet:
             ValueError: they were not extracted.
         """
         shard, words = self._place(number)
-        if self._features[shard] is None:
+        features = self._opened(shard).features
+        if features is None:
             raise ValueError(f"{self.folders[shard]} has no features; extract with extraction.features: true")
-        return torch.from_numpy(self._features[shard][words].astype(np.float32))
+        return torch.from_numpy(features[words].astype(np.float32))
 
     def places(self, number: int) -> Tensor:
         """(n,) int64 the patches that a picture's words came from, increasing.
@@ -96,9 +99,10 @@ class CodeSet:
             ValueError: they were not extracted.
         """
         shard, words = self._place(number)
-        if self._places[shard] is None:
+        places = self._opened(shard).places
+        if places is None:
             raise ValueError(f"{self.folders[shard]} has no places; remove it and extract again")
-        return torch.from_numpy(self._places[shard][words].astype(np.int64))
+        return torch.from_numpy(places[words].astype(np.int64))
 
     def picture(self, number: int) -> Picture:
         """A picture as a port reads it that projects merged features; they are read when they are needed."""
@@ -143,7 +147,14 @@ class PatchCodeSet(CodeSet):
         return Picture(self.codes(number), functools.partial(self._inputs, number), keep)
 
 
-def _open(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+class _Shard(NamedTuple):
+    words: np.ndarray
+    start: np.ndarray
+    places: np.ndarray | None
+    features: np.ndarray | None
+
+
+def _open(folder: Path) -> _Shard:
     if not folder.is_dir():
         raise ValueError(f"no codes {folder}; run tokenizer.extract first")
     try:
@@ -154,7 +165,7 @@ def _open(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.n
             raise ValueError(f"{start[-1]} words are told and {len(words)} are there")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{folder} cannot be read ({error}); remove it and extract again") from None
-    return words, start, places, features
+    return _Shard(words, start, places, features)
 
 
 def pad_codes(codes: list[Tensor]) -> tuple[Tensor, Tensor]:

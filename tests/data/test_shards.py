@@ -1,6 +1,7 @@
 import io
 import json
 import multiprocessing
+import os
 import pickle
 import tarfile
 
@@ -174,3 +175,13 @@ def test_where_samples_lie_is_kept_beside_a_tar(tmp_path):
     kept[0].write_bytes(b"PK")
     with pytest.raises(ShardError, match=r"places.npz cannot be read .* remove it, and the tar is scanned instead"):
         Shards(tmp_path / "set")
+
+
+def test_few_of_many_tars_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("lavit.data.shards.OPEN", 2)
+    write(tmp_path / "set", count=9, per_shard=1)
+    shards = Shards(tmp_path / "set")
+    before = len(os.listdir("/proc/self/fd"))
+    for number in [*range(9), 0, 4, 8]:
+        assert shards[number].image == b"image%d" % number
+    assert len(os.listdir("/proc/self/fd")) == before + 2

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +99,15 @@ def test_broken_and_missing_shards_are_named(tmp_path, codes):
 def test_a_shard_without_pictures(tmp_path):
     write_shard(tmp_path / "a", [], about([], {}), features=True)
     assert len(CodeSet([tmp_path / "a"])) == 0
+
+
+def test_few_of_many_shards_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("lavit.tokenizers.codes.OPEN", 1)
+    for name in "abcd":
+        write_shard(tmp_path / name, pictures(2), about(["x"], {}), features=True)
+    before = len(os.listdir("/proc/self/fd"))
+    codes = CodeSet([tmp_path / name for name in "abcd"])
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [codes.codes(number).tolist() for number in (0, 3, 1)] == [[0, 1]] * 3
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 3, "words, places and features of one"
