@@ -195,7 +195,7 @@ def known_documents(experiment: Experiment) -> Documents | None:
     if not is_done(work.run / "extract") or (text.trained and not (work.run / "pretrain" / "text").is_dir()):
         return None
     vocabulary = experiment.tokenizer.model.vocabulary(len(work.text_tokenizer()))
-    drawn = [document for _, document in work.mixture(vocabulary).step(0, SAMPLE, experiment.seed)]
+    drawn = [one.document for one in work.mixture(vocabulary).step(0, SAMPLE, experiment.seed)]
     learned = sum(int((next_ids(document) != IGNORE).sum()) for document in drawn)
     read = sum(len(span.ids) - 2 for document in drawn for span in document if span.feed == Feed.FEATURES)
     return Documents(sum(map(document_length, drawn)) / SAMPLE, learned / SAMPLE, read / SAMPLE)

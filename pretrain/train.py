@@ -44,7 +44,7 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
     @functools.lru_cache(maxsize=1)
     def step_of(step: int) -> tuple[list[Document], dict[str, float]]:
         drawn = mixture.step(step, stage.train.batch, seed)
-        return [document for _, document in drawn], mixture.counts(drawn)
+        return [one.document for one in drawn], mixture.counts(drawn)
 
     def batch_at(place: Place) -> PackedBatch:
         documents, counts = step_of(place.step)

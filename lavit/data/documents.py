@@ -6,6 +6,9 @@ both (LaVIT, arXiv 2309.04669, section 3.2). Prompts are documents that end wher
 
 from __future__ import annotations
 
+import logging
+import os
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from lavit.tokens import Feed, Learn, Picture, Span
 from lavit.vocabulary import Vocabulary
 
+log = logging.getLogger(__name__)
 Document = list[Span]
 READ = ("features", "ids", "nothing")
 
@@ -29,6 +33,7 @@ class DocumentMaker:
         if read not in READ:
             raise ValueError(f"pretrain.read '{read}' is unknown; choose {', '.join(READ)}")
         self.vocabulary, self.text, self.row, self.read = vocabulary, text, row, read
+        self.cut = 0  # tokens that were cut off so far
 
     def image_text(self, picture: Picture, caption: str) -> Document:
         """``[IMG] features [/IMG] caption </s>``; the caption is learned."""
@@ -96,6 +101,16 @@ class DocumentMaker:
         ids = document[place].ids
         if excess >= len(ids):
             raise ValueError(f"an image and a text do not fit into {self.row} tokens; raise pretrain.row")
+        if not self.cut and os.environ.get("RANK", "0") == "0":
+            words = self.text.decode(ids[:16].tolist())
+            log.warning(
+                "a document is %d tokens longer than pretrain.row %d and is cut: '%s…'; how many are cut stands in the "
+                "log as cut_tokens",
+                excess,
+                self.row,
+                words,
+            )
+        self.cut += excess
         return [*document[:place], document[place]._replace(ids=ids[: len(ids) - excess]), *document[place + 1 :]]
 
     def _text(self, text: str, begin: bool = True, end: bool = True) -> Span:

@@ -46,10 +46,11 @@ KINDS = ("image_text", "text_image", "text_only", "question_answer", "interleave
 
 
 class Drawn(NamedTuple):
-    """A document and the kind that it was drawn as."""
+    """A document, the kind that it was drawn as, and how many of its tokens were cut off to fit into a row."""
 
     kind: str
     document: Document
+    cut: int
 
 
 class Mixture:
@@ -119,15 +120,15 @@ class Mixture:
         ]
 
     def counts(self, drawn: list[Drawn]) -> dict[str, float]:
-        """Tokens by kind, and how often the pictures were gone through, once for each image that is in a document."""
+        """Tokens by kind, those cut off, and how often the pictures, once for each image in a document, were seen."""
         tokens: Counter[str] = Counter(dict.fromkeys((f"tokens_{kind}" for kind in self.kinds), 0))
         images: Counter[bool] = Counter()
-        for kind, document in drawn:
+        for kind, document, _ in drawn:
             tokens[f"tokens_{kind}"] += sum(len(span.ids) for span in document)
             images[kind == "question_answer"] += sum(span.modality == "image" for span in document)
-        epochs = {"epochs_captions": images[False] / len(self.captioned)}
+        epochs = {"cut_tokens": sum(one.cut for one in drawn), "epochs_captions": images[False] / len(self.captioned)}
         if self.texts:
-            epochs["epochs_text"] = sum(kind == "text_only" for kind, _ in drawn) / len(self.texts)
+            epochs["epochs_text"] = sum(one.kind == "text_only" for one in drawn) / len(self.texts)
         if self.asked:
             epochs["epochs_questions"] = images[True] / len(self.asked[0])
         return {**tokens, **epochs}
@@ -153,7 +154,9 @@ class Mixture:
         """A document of the picture with this number among the captioned ones or those with questions, or of a text."""
         kind = KINDS[int(torch.multinomial(self.shares, 1, replacement=True, generator=generator))]
         chance = torch.rand(2, generator=generator).tolist()
-        return Drawn(kind, self._document(kind, caption, question, text, chance, generator))
+        before = self.maker.cut
+        document = self._document(kind, caption, question, text, chance, generator)
+        return Drawn(kind, document, self.maker.cut - before)
 
     def _seen(self, codes, number: int, generator: torch.Generator) -> Picture:
         """A picture, at random without some tokens and never without all."""

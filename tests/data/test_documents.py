@@ -24,6 +24,9 @@ class Words:
         assert not add_special_tokens
         return {"input_ids": [WORDS[word] for word in text.split()]}
 
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(word for i in ids for word, number in WORDS.items() if number == i)
+
 
 @pytest.fixture
 def maker():

@@ -23,6 +23,9 @@ class Numbers:
     def __call__(self, text: str, add_special_tokens: bool) -> dict:
         return {"input_ids": [int(word) for word in text.split() if word.isdigit()]}
 
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
 
 class Codes:
     """Picture n of three has the one code n."""
@@ -209,6 +212,19 @@ def test_tokens_by_kind_and_epochs_are_counted():
         assert counts["epochs_captions"] == sum(n for name, n in images if name != "question_answer") / 3
         assert counts["epochs_questions"] == sum(n for name, n in images if name == "question_answer") / 2
     assert "epochs_questions" not in mixture(asked=False, text_image=1.0).counts([])
+
+
+def test_tokens_that_are_cut_off_are_counted_and_the_first_text_is_named(caplog):
+    made = mixture(image_text=1.0)
+    made.caption = lambda number: (" ".join(["10", "11"] * 40) if number else "10", {})
+    step = made.step(0, 3, seed=0)
+    cut = [one.cut for one in step]
+    assert sorted(cut) == [0, 20, 20], "an image of three, the text of eighty and its end in a row of 64"
+    assert made.counts(step)["cut_tokens"] == 40
+    assert [r.getMessage() for r in caplog.records] == [
+        "a document is 20 tokens longer than pretrain.row 64 and is cut: '10 11 10 11 10 11 10 11 10 11 10 11 10 11 10 "
+        "11…'; how many are cut stands in the log as cut_tokens"
+    ]
 
 
 def test_a_group_of_no_pictures_is_refused():
