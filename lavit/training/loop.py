@@ -167,7 +167,8 @@ class _Run:
     @torch.no_grad()
     def measured(self, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
         self.engine.eval()
-        figures = validate()
+        with self._autocast():
+            figures = validate()
         self.engine.train()
         return figures
 
@@ -204,7 +205,7 @@ class _Run:
             mine = [next(batches) for _ in range(cfg.accumulate)]
         self.count(sum(map(flops, mine)) if flops else 0.0, counts(mine[0]) if counts else {})
         for micro, batch in enumerate(together([to_device(batch, self.device) for batch in mine])):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=cfg.precision == "bf16"):
+            with self._autocast():
                 out = self.engine(batch)
             self.engine.backward(out.loss)
             for name, value in out._asdict().items():
@@ -234,6 +235,9 @@ class _Run:
             dist.all_reduce(values)
             values /= self.world
         return dict(zip(names, values.tolist(), strict=True))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def close(self) -> None:
         if self.written:
