@@ -143,11 +143,14 @@ class Experiment:
 
 # The stage whose work depends on a setting, by the beginning of its key; what is not here concerns the whole run.
 # Those of "" change nothing but, with the number of processes, the last digits.
+CHANGES_NO_RESULT = tuple(
+    f"{stage}.train.{name}"
+    for stage in ("tokenizer", "pretrain", "decoder")
+    for name in ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
+)
 OWNERS = {
     "demo": "",
-    "tokenizer.train.workers": "",
-    "pretrain.train.workers": "",
-    "decoder.train.workers": "",
+    **dict.fromkeys(CHANGES_NO_RESULT, ""),
     "data": "data",
     "data.text": "text",
     "tokenizer": "tokenizer",
@@ -203,6 +206,11 @@ def check(experiment: Experiment) -> None:
             f"decoder.model.image_size {e.decoder.model.image_size} is not a multiple of decoder.model.patch "
             f"{e.decoder.model.patch}"
         )
+    if e.decoder.model.image_size > e.data.image_size:
+        raise ValueError(
+            f"decoder.model.image_size {e.decoder.model.image_size} is more than the pictures are stored at, "
+            f"data.image_size {e.data.image_size}: it would learn to draw enlarged ones; raise data.image_size"
+        )
     if not 0 <= e.tokenizer.plain_steps < e.tokenizer.train.steps:
         raise ValueError(
             f"tokenizer.plain_steps {e.tokenizer.plain_steps} leaves no step for the codebook; "
@@ -232,20 +240,22 @@ def check(experiment: Experiment) -> None:
             )
 
 
-def take_tokens(experiment: Experiment, run: Path) -> None:
-    """Link what the run takes from another one, if it does.
+def taken_tokens(experiment: Experiment) -> Callable[[Path], None]:
+    """What gives a run the tokens of another one, if the experiment takes them from there.
 
     Raises:
-        ValueError: that run has no tokens yet, or its data or its tokenizer are set otherwise.
+        ValueError: that run has no tokens yet, or they are made otherwise than the experiment says.
     """
     key = "tokens_from" if experiment.tokens_from else "finetune.start"
     start = experiment.tokens_from or experiment.finetune.start
     if start is None:
-        return
+        return lambda run: None
     if not is_done(Path(start) / "extract"):
         raise ValueError(f"{key}: {start} has no finished extract; make it first")
-    changed = require_alike(key, Path(start), experiment, ("data", "tokenizer"), ("data.text",))
-    take_over(Path(start), run, texts=not any(name.startswith("data.text") for name in changed))
+    sections = ["data", "tokenizer", *(["extraction.features"] if experiment.extraction.features else [])]
+    changed = require_alike(key, Path(start), experiment, tuple(sections), ("data.text", *CHANGES_NO_RESULT))
+    own_texts = any(name.startswith("data.text") for name in changed)
+    return lambda run: take_over(Path(start), run, texts=not own_texts)
 
 
 def require_alike(
@@ -261,7 +271,7 @@ def require_alike(
     """
 
     def under(name: str, beginnings: tuple[str, ...]) -> bool:
-        return any(name == start or name.startswith(f"{start}.") for start in beginnings)
+        return any(name == first or name.startswith(f"{first}.") for first in beginnings)
 
     known, own = (read_plain_text(to_yaml(e)) for e in (load_experiment(start / "config.yaml"), experiment))
     changed = changed_keys(known, own)
@@ -312,8 +322,9 @@ def run_stage(
     end_with_parent()
     try:
         experiment = load_experiment(argv[0], argv[1:])
+        take = taken_tokens(experiment)
         run = open_run(Path(experiment.run), experiment, OWNERS)
-        take_tokens(experiment, run)
+        take(run)
         if stage is None:
             main(experiment, run)
         elif not is_done(folder := stage_folder(run, stage)):

@@ -18,6 +18,11 @@ IGNORE = -100
 Vectors = Tensor | Callable[[], Tensor]
 
 
+def read_vectors(vectors: Vectors) -> Tensor:
+    """The vectors themselves."""
+    return vectors() if callable(vectors) else vectors
+
+
 class Tokens(NamedTuple):
     """Visual tokens of a batch, left-aligned.
 

@@ -50,12 +50,16 @@ class Workspace:
 
     def __init__(self, experiment: Experiment, run: Path):
         self.experiment, self.run = experiment, run
+        self._shards: dict[tuple[str, str], Shards] = {}
 
     def folder(self, stage: str) -> Path:
         return stage_folder(self.run, stage)
 
     def shards(self, part: str, split: str) -> Shards:
-        return Shards(self.run / "data" / part, split)
+        """The shards of a split, opened once."""
+        if (part, split) not in self._shards:
+            self._shards[part, split] = Shards(self.run / "data" / part, split)
+        return self._shards[part, split]
 
     def parts(self) -> list[str]:
         """Which sets the experiment has."""

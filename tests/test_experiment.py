@@ -186,7 +186,7 @@ def test_tokens_of_another_run_are_linked(argv, tmp_path, other, key):
     ("settings", "said"),
     [
         (["tokens_from=nowhere"], "tokens_from: nowhere has no finished extract; make it first"),
-        (["tokens_from={other}", "data.image_size=32"], "other settings of data.image_size; they must be the same"),
+        (["tokens_from={other}", "data.image_size=256"], "other settings of data.image_size; they must be the same"),
         (["tokens_from={other}", "finetune.start={other}"], "tokens_from and finetune.start are both set"),
     ],
 )
@@ -194,6 +194,27 @@ def test_tokens_that_cannot_be_taken(argv, tmp_path, other, capsys, settings, sa
     given = [setting.replace("{other}", str(other)) for setting in settings]
     assert ended(lambda *given: None, None, [*argv, *given]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_slip_in_the_name_of_the_other_run_locks_nothing(argv, tmp_path, other):
+    assert ended(lambda *given: None, None, [*argv, f"tokens_from={other}r"]) == 2
+    run_stage(lambda *given: None, None, [*argv, f"tokens_from={other}", "tokenizer.train.workers=2"])
+    assert (tmp_path / "run" / "extract").resolve() == other / "extract"
+
+
+def test_tokens_without_the_features_that_are_wanted(argv, other, capsys):
+    text = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(text.replace("  features: true", "  features: false"))
+    assert ended(lambda *given: None, None, [*argv, f"tokens_from={other}"]) == 2
+    assert "other settings of extraction.features" in capsys.readouterr().err
+    run_stage(lambda *given: None, None, [*argv, f"tokens_from={other}", "extraction.features=false"])
+
+
+def test_a_run_whose_data_are_a_link_as_a_whole_stays_as_it_is(argv, tmp_path, other):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data").symlink_to(other / "data")
+    run_stage(lambda *given: None, None, [*argv, f"tokens_from={other}"])
+    assert (tmp_path / "run" / "data").is_symlink() and not (other / "data" / "captions").is_symlink()
 
 
 def test_what_a_run_has_of_its_own_is_kept(argv, tmp_path, other, capsys):

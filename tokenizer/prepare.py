@@ -23,10 +23,11 @@ def main(experiment: Experiment, run: Path) -> None:
     folder = work.folder("data")
     end_with_parent()
     with FolderLock(folder):
+        if experiment.data.text:  # before the data are done: what is cut here must not be skipped
+            with stage_clock(work.folder("assets")):
+                write_texts(experiment.data.text, experiment.data.split, run / "text")
         if not is_done(folder):
             make_data(work, folder)
-        if experiment.data.text:
-            write_texts(experiment.data.text, experiment.data.split, run / "text")
 
 
 def make_data(work: Workspace, folder: Path) -> None:

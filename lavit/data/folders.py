@@ -156,11 +156,15 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
             raise SourceError(f"folder source: captions {path} must be a .csv or a .jsonl file")
-        return [(str(row["file"]).strip(), str(row["caption"] or ""), str(row.get("page") or "")) for row in rows]
+        return [(str(row["file"]).strip(), str(row["caption"] or ""), _page(row.get("page"))) for row in rows]
     except (KeyError, TypeError):
         raise SourceError(f"folder source: {path} must have 'file' and 'caption' in every row") from None
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"folder source: {path} cannot be read: {error}") from None
+
+
+def _page(value: Any) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def read_coco_captions(source: CocoCaptionsSource) -> Reading:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -37,13 +36,13 @@ def open_image(source: bytes | Path, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"image '{name}' is empty (0 bytes)")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                image.seek(0)
-                image.load()
-                return _on_white(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
+                raise Image.DecompressionBombError
+            image.seek(0)
+            image.load()
+            return _on_white(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError:
         limit = f"more than Pillow's {Image.MAX_IMAGE_PIXELS // 10**6} megapixels"
         raise ImageError(f"image '{name}' is too large: {limit}; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ import torch
 from lavit.data.documents import Document, DocumentMaker
 from lavit.data.order import Place, generator_for, items_at
 from lavit.data.texts import TextSet
-from lavit.tokens import Learn, Picture, Span
+from lavit.tokens import Learn, Picture, Span, read_vectors
 
 # Pictures as :class:`lavit.tokenizers.codes.CodeSet` has them, and what gives caption and meta of the one of a number.
-PictureTexts = tuple[Any, Callable[[int], tuple[str, dict]]]
+Described = tuple[Any, Callable[[int], tuple[str, dict]]]
 
 
 @dataclass
@@ -71,8 +70,8 @@ class Mixture:
     def __init__(
         self,
         maker: DocumentMaker,
-        captions: PictureTexts,
-        questions: PictureTexts | None,
+        captions: Described,
+        questions: Described | None,
         config: MixtureConfig,
         texts: TextSet | None = None,
     ):
@@ -89,24 +88,18 @@ class Mixture:
         if config.pictures < 1:
             raise ValueError(f"pretrain.mixture.pictures is {config.pictures}; it must be at least 1")
         self.shares = shares / shares.sum()
-        self.kinds = [kind for kind, share in zip(KINDS, shares.tolist(), strict=True) if share > 0]
+        self.share_of = dict(zip(KINDS, self.shares.tolist(), strict=True))
+        self.kinds = [kind for kind, share in self.share_of.items() if share > 0]
+        self.together = self._pages_and_groups() if config.interleaved else {}
 
-    @functools.cached_property
-    def groups(self) -> dict[int, list[int]]:
-        """By its number, the pictures of a picture's group."""
-        return self._same("group")
-
-    @functools.cached_property
-    def pages(self) -> dict[int, list[int]]:
-        """By its number, the pictures of the page that a picture is from, in order, where it is from one."""
-        return self._same("page")
-
-    def _same(self, key: str) -> dict[int, list[int]]:
-        members: dict[str, list[int]] = defaultdict(list)
+    def _pages_and_groups(self) -> dict[int, tuple[bool, list[int]]]:
+        """By its number, whether a picture is from a page, and the pictures of its page, in order, or of its group."""
+        members: dict[tuple[bool, str], list[int]] = defaultdict(list)
         for number in range(len(self.captioned)):
-            if (name := self.caption(number)[1].get(key)) is not None:
-                members[name].append(number)
-        return {number: numbers for numbers in members.values() for number in numbers}
+            meta = self.caption(number)[1]
+            paged = "page" in meta
+            members[paged, meta["page" if paged else "group"]].append(number)
+        return {number: (paged, numbers) for (paged, _), numbers in members.items() for number in numbers}
 
     def step(self, step: int, size: int, seed: int) -> list[Drawn]:
         """The ``size`` documents of a step, whatever ranks there are; each draws from a generator of its own."""
@@ -166,7 +159,7 @@ class Mixture:
         stay = torch.rand(len(picture.codes), generator=generator) >= self.config.drop_tokens
         stay[int(torch.randint(len(stay), (), generator=generator))] = True
         if picture.keep is None:
-            return Picture(picture.codes[stay], lambda: picture.features()[stay])
+            return Picture(picture.codes[stay], lambda: read_vectors(picture.features)[stay])
         return picture._replace(codes=picture.codes[stay], keep=picture.keep.masked_scatter(picture.keep, stay))
 
     def _document(
@@ -188,23 +181,23 @@ class Mixture:
         if kind == "text_only":
             return self.maker.passage(words, generator)
         if kind == "interleaved":
-            numbers = self._together(caption, generator)
+            numbers = self._pictures_with(caption, generator)
             return self.maker.interleaved([(self.caption(n)[0], codes.codes(n)) for n in numbers])
         if chance[0] < self.config.unconditional:
             return self.maker.image_only(codes.codes(caption))
         document = self.maker.text_image(words, codes.codes(caption))
         return [self._thinned(document[0], generator), *document[1:]] if self.config.drop_text else document
 
-    def _together(self, number: int, generator: torch.Generator) -> list[int]:
+    def _pictures_with(self, number: int, generator: torch.Generator) -> list[int]:
         """The pictures of an interleaved document with the picture ``number``.
 
-        They are those of its page from it on, in order; without a page, it and some of its group.
+        They are those of its page from it on, in order; without a page, it and some of its group that have none.
         """
-        page, group = self.pages.get(number), self.groups.get(number)
-        if page is not None:
-            return page[page.index(number) :][: self.config.pictures]
-        others = torch.randint(len(group), (self.config.pictures - 1,), generator=generator).tolist()
-        return list(dict.fromkeys([number, *(group[i] for i in others)]))
+        paged, others = self.together[number]
+        if paged:
+            return others[others.index(number) :][: self.config.pictures]
+        drawn = torch.randint(len(others), (self.config.pictures - 1,), generator=generator).tolist()
+        return list(dict.fromkeys([number, *(others[i] for i in drawn)]))
 
     def _reading(self, document: Document) -> Document:
         """A document that begins with an image that is read."""

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+LISTED = 2**24  # items of which a permutation is kept as a list, 128 MiB of it; every worker has its own
+ROUNDS = 8
+
 
 class Place(NamedTuple):
     """Where one micro-batch stands: what a stage needs to make it."""
@@ -30,13 +33,37 @@ def items_at(place: Place, accumulate: int, total: int, seed: int) -> Tensor:
     out = torch.empty_like(numbers)
     for epoch in (numbers // total).unique().tolist():
         here = numbers // total == epoch
-        out[here] = _order(total, seed, epoch)[numbers[here] % total]
+        inside = numbers[here] % total
+        out[here] = _order(total, seed, epoch)[inside] if total <= LISTED else shuffled(inside, total, seed, epoch)
     return out
 
 
 @functools.lru_cache(maxsize=8)
 def _order(total: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(total, generator=generator_for(seed, epoch))
+
+
+def shuffled(numbers: Tensor, total: int, *seed: int) -> Tensor:
+    """Where a seeded permutation of [0, total) takes ``numbers`` (n,) int64, without a list of it.
+
+    A Feistel network permutes the next power of four, and what leaves the range goes through it again (cycle walking:
+    Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    half = max(1, ((total - 1).bit_length() + 1) // 2)
+    keys = torch.randint(2**31, (ROUNDS,), generator=generator_for(*seed)).tolist()
+
+    def once(x: Tensor) -> Tensor:
+        left, right = x >> half, x & (2**half - 1)
+        for key in keys:
+            mixed = ((right ^ key) * 0x9E3779B1) & (2**62 - 1)
+            mixed = ((mixed ^ (mixed >> 15)) * 0x85EBCA6B) & (2**62 - 1)
+            left, right = right, left ^ ((mixed ^ (mixed >> 17)) & (2**half - 1))
+        return left << half | right
+
+    out = once(numbers)
+    while (outside := out >= total).any():
+        out = torch.where(outside, once(out), out)
+    return out
 
 
 def generator_for(*numbers: int) -> torch.Generator:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lavit.data.documents import Document
 from lavit.layers.ranks import mean_over_ranks
-from lavit.tokens import IGNORE, Feed, Learn, PackedBatch, Slots, Span
+from lavit.tokens import IGNORE, Feed, Learn, PackedBatch, Slots, Span, read_vectors
 
 
 def document_length(document: Document) -> int:
@@ -164,9 +164,11 @@ def fed_places(document: Document) -> list[tuple[Tensor, Span]]:
     for span in document:
         if span.feed == Feed.FEATURES:
             places = torch.arange(1, len(span.ids) - 1) + start
-            if callable(span.features):
-                span = span._replace(features=span.features())
-            count = 0 if span.features is None else len(span.features) if span.keep is None else int(span.keep.sum())
+            features = None if span.features is None else read_vectors(span.features)
+            if span.keep is not None and features.dim() == 2 and len(features) != len(span.keep):
+                raise ValueError(f"a picture has {len(features)} patches, of which {len(span.keep)} are kept or not")
+            span = span._replace(features=features)
+            count = 0 if features is None else len(features) if span.keep is None else int(span.keep.sum())
             if count != len(places):
                 raise ValueError(f"an {span.modality} has {len(places)} places but {count or 'no'} feature vectors")
             out.append((places, span))

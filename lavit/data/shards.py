@@ -200,16 +200,18 @@ def write_scan(path: Path) -> None:
     """Keep beside a tar where its samples lie: to scan millions of headers takes every process many minutes."""
     found = scan(path)
     keys = np.frombuffer("\n".join(found.keys).encode(), dtype=np.uint8)
-    np.savez(path.with_suffix(SCAN), keys=keys, offset=found.offset, size=found.size)
+    np.savez(path.with_suffix(SCAN), keys=keys, offset=found.offset, size=found.size, tar=path.stat().st_size)
 
 
 def _known_scan(path: Path) -> Scan | None:
-    """What :func:`write_scan` kept; only prepared folders have that, whose tars are of the size that they had then."""
+    """What :func:`write_scan` kept, if the tar still has the size that it had then."""
     kept = path.with_suffix(SCAN)
     if not kept.is_file():
         return None
     try:
         with np.load(kept) as arrays:
+            if arrays["tar"] != path.stat().st_size:
+                return None
             keys = arrays["keys"].tobytes().decode()
             return Scan(keys.split("\n") if keys else [], arrays["offset"], arrays["size"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import shutil
 import zlib
@@ -18,6 +19,7 @@ from lavit.data.examples import SourceError
 from lavit.data.split import SPLITS, SplitConfig, assign_split
 from lavit.runs import read_json, write_json
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")
 
 
@@ -79,6 +81,9 @@ def documents(config: TextConfig) -> Iterator[tuple[str, str]]:
         files = [path for path in found if path.name.endswith(SUFFIXES)]
         if not files:
             raise SourceError(f"data.text: {place} holds no text ({', '.join(SUFFIXES)})")
+        others = [path.name for path in found if path.is_file() and not path.name.endswith(SUFFIXES)]
+        if others:
+            log.warning("data.text: %d other files in %s are left out, such as %s", len(others), place, others[0])
         for path in files:
             yield from _read(path)
 
@@ -108,7 +113,7 @@ class TextSet:
         if not folder.is_dir():
             raise SourceError(f"no texts in {folder}; prepare the data first (make prepare)")
         try:
-            self._ends = np.load(folder / f"{split}.npy")
+            self._ends = np.load(folder / f"{split}.npy", mmap_mode="r")
             self._bytes = np.memmap(folder / f"{split}.txt", np.uint8, "r")
         except (OSError, ValueError) as error:
             raise SourceError(f"{folder} cannot be read ({error}); remove it and prepare the data again") from None
@@ -119,5 +124,5 @@ class TextSet:
         return len(self._ends) - 1
 
     def text(self, number: int) -> str:
-        start, end = self._ends[number : number + 2]
+        start, end = map(int, self._ends[number : number + 2])
         return self._bytes[start:end].tobytes().decode()

@@ -258,7 +258,7 @@ def take_over(start: Path, run: Path, texts: bool = True) -> None:
     data = ("data/captions", "data/vqa", "data/done.json")  # one by one: what prepares them has its log there too
     for name in (*data, "features", "tokenizer", "extract", *(["text"] if texts else [])):
         source, place = (start / name).resolve(), run / name
-        if place.is_symlink() and place.resolve() == source or not source.exists():
+        if not source.exists() or place.resolve() == source:  # also where a folder above is a link
             continue
         if place.exists() and not place.is_symlink():
             raise ValueError(f"{place} is there, which this run takes from {start}; remove it")

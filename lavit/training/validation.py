@@ -25,7 +25,7 @@ class Validation:
     def __init__(self, model: UnifiedLM, mixture: Mixture, row: int, size: int, seed: int):
         self.model = model
         kinds = mixture.every_kind(size, seed)
-        self.shares = dict(zip(kinds, mixture.shares[mixture.shares > 0].tolist(), strict=True))
+        self.shares = {kind: mixture.share_of[kind] for kind in kinds}
         self.batches = {kind: self._batches(documents, row) for kind, documents in kinds.items()}
 
     @staticmethod

@@ -156,11 +156,10 @@ def test_img2dataset_tars(tmp_path):
 
 
 def test_pictures_of_one_page_stay_together_in_the_order_of_their_lines(images, tmp_path):
-    rows = [("sub dir/c.webp", "second thing", "p1"), ("a.png", "first thing", "p1"), ("b.JPG", "alone", "")]
-    path = tmp_path / "captions.csv"
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([("file", "caption", "page"), *rows])
+    rows = [("sub dir/c.webp", "second thing", 0), ("a.png", "first thing", " 0"), ("b.JPG", "alone", None)]
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(json.dumps(dict(zip(("file", "caption", "page"), row, strict=True))) for row in rows))
     examples, _, _ = read_folder(FolderSource(str(images), str(path), name="mine"))
     assert [example.caption for example in examples] == ["second thing", "first thing", "alone"]
-    assert [example.meta.get("page") for example in examples] == ["mine p1", "mine p1", None]
-    assert [example.meta["concept"] for example in examples[:2]] == ["page mine p1"] * 2, "one split has them all"
+    assert [example.meta.get("page") for example in examples] == ["mine 0", "mine 0", None]
+    assert [example.meta["concept"] for example in examples[:2]] == ["page mine 0"] * 2, "one split has them all"

@@ -167,6 +167,7 @@ def test_an_interleaved_document_has_the_pictures_of_a_page_in_their_order():
     made = mixture(interleaved=1.0, pictures=2)
     pages = [("10", {"group": "a", "page": "p"}), ("11", {"group": "a", "page": "p"}), ("12", {"group": "a"})]
     made.caption = pages.__getitem__
+    made.together = made._pages_and_groups()
     documents = drawn(made, 60)
     seen = {tuple(int(span.ids[1]) - 42 for span in d if span.modality == "image") for d in documents}
     assert {codes for codes in seen if codes[0] < 2} == {(0, 1), (1,)}, "from the picture on, to the page's end"

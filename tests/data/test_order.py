@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavit.data.order import Place, generator_for, items_at
+from lavit.data.order import Place, generator_for, items_at, shuffled
 
 BATCH, ITEMS = 4, 10
 
@@ -46,3 +46,25 @@ def test_generators_differ_for_different_numbers_and_agree_for_the_same():
     places += [(seed, epoch) for seed in range(4) for epoch in range(8)]
     states = {generator_for(*numbers).initial_seed() for numbers in places}
     assert len(states) == len(places), "(1, 2) and (2, 1), or (0, 1) and (0, 1, 0), are different streams"
+
+
+@pytest.mark.parametrize("total", [1, 2, 3, 5, 64, 65, 1000])
+def test_many_items_are_shuffled_without_a_list(total):
+    numbers = torch.arange(total)
+    orders = [shuffled(numbers, total, 0, epoch) for epoch in range(20)]
+    assert all(order.sort().values.equal(numbers) for order in orders)
+    assert shuffled(numbers, total, 0, 3).equal(orders[3]), "the seed decides"
+    if total == 1000:
+        places = torch.stack(orders).float()
+        assert (places.mean(0) - 499.5).abs().mean() < 80, "every item comes everywhere: 64 by chance"
+        neighbours = (places[:, 1:] - places[:, :-1]).abs().mean()
+        assert 313 < neighbours < 353, "a third of the range by chance"
+
+
+def test_an_order_of_many_items_is_the_same_for_all_ranks(monkeypatch):
+    monkeypatch.setattr("lavit.data.order.LISTED", 10)
+    whole = items_at(Place(3, 0, 0, 1, 8), 1, 30, 0)
+    parts = [items_at(Place(3, 0, rank, 2, 4), 1, 30, 0) for rank in range(2)]
+    assert torch.cat(parts).equal(whole)
+    seen = torch.cat([items_at(Place(step, 0, 0, 1, 6), 1, 30, 0) for step in range(5)])
+    assert seen.sort().values.tolist() == list(range(30))

@@ -168,10 +168,15 @@ def test_where_samples_lie_is_kept_beside_a_tar(tmp_path):
     known = Shards(tmp_path / "set")
     kept = sorted((tmp_path / "set").glob("*.places.npz"))
     assert len(kept) == len(known.paths) == 3
-    for path in kept[1:]:
-        path.unlink()
+    kept[1].unlink()
     scanned = Shards(tmp_path / "set")
     assert known.keys == scanned.keys and [known[i] for i in range(5)] == [scanned[i] for i in range(5)]
+    train = tmp_path / "set" / "train-000000.tar"
+    whole = train.read_bytes()
+    train.write_bytes(whole[:700])
+    with pytest.raises(ShardError, match="cut"):
+        Shards(train)
+    train.write_bytes(whole)
     kept[0].write_bytes(b"PK")
     with pytest.raises(ShardError, match=r"places.npz cannot be read .* remove it, and the tar is scanned instead"):
         Shards(tmp_path / "set")

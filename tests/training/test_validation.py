@@ -37,6 +37,11 @@ class Codes:
         return Picture(self.codes(number), lambda: self.features(number))
 
 
+def small_model() -> UnifiedLM:
+    scratch = ScratchConfig(hidden=16, layers=1, heads=2, mlp=32, max_position=64)
+    return UnifiedLM(ModelConfig(LLMConfig(scratch=scratch)), VOCABULARY, WIDTH, seed=0).eval()
+
+
 @pytest.fixture
 def mixture() -> Mixture:
     maker = DocumentMaker(VOCABULARY, Numbers(), 32)
@@ -57,9 +62,27 @@ def test_documents_of_every_kind_are_whole_and_always_the_same(mixture):
     assert mixture.config.drop_tokens == 0.9, "training goes on as before"
 
 
+class Plain:
+    """One text."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def text(self, number: int) -> str:
+        return "5 6 7 8"
+
+
+def test_plain_texts_are_read_without_a_share_and_without_a_weight(mixture):
+    model = small_model()
+    with torch.no_grad():
+        before = Validation(model, mixture, row=32, size=3, seed=0)()
+        mixture.texts = Plain()
+        after = Validation(model, mixture, row=32, size=3, seed=0)()
+    assert after.pop("text_only_text") > 0 and after == before
+
+
 def test_figures_are_means_over_the_tokens_of_a_kind(mixture):
-    scratch = ScratchConfig(hidden=16, layers=1, heads=2, mlp=32, max_position=64)
-    model = UnifiedLM(ModelConfig(LLMConfig(scratch=scratch)), VOCABULARY, WIDTH, seed=0).eval()
+    model = small_model()
     with torch.no_grad():
         found = Validation(model, mixture, row=32, size=3, seed=0)()
         means = {}
