@@ -1,8 +1,11 @@
 """What a configuration will need, before anything is started: ``make plan CONFIG=… GPUS=…``
 
-Every model is built without memory (on PyTorch's meta device), and its forward pass is run there: parameters,
+Every model is built of PyTorch's fake tensors, which take no memory, and its forward pass is run on them: parameters,
 floating-point operations and what the backward pass keeps are counted, not guessed. Weights need not be there. How long
 documents are is read off the run's own tokens once they are extracted, and assumed before.
+
+Left out are what libraries take for themselves and the layers that ZeRO-3 gathers for a moment. Before it spreads them,
+weights are whole on every GPU once, 4 bytes each.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, LlamaForCausalLM, PretrainedConfig
 
@@ -23,7 +27,7 @@ from lavit.data.llms import llm_folder
 from lavit.data.packing import document_length, next_ids
 from lavit.experiment import Experiment, load_experiment
 from lavit.layers.chunked_loss import AT_ONCE
-from lavit.model import ModelConfig, UnifiedLM, llama_of
+from lavit.model import ModelConfig, UnifiedLM, checkpoint_blocks, llama_of
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.runs import is_done
 from lavit.tokenizers.encoders import Encoder
@@ -127,31 +131,34 @@ def tokenizer_plan(experiment: Experiment) -> StagePlan:
     encoder, kind = config.encoder, config.selection.chosen()
     patches, size = encoder.patches, encoder.image_size
     kept = kind[1].tokens if kind[0] == "even" else max(1, round(kind[1].rho * patches))
-    with on_meta(train.precision):
+    with torch.device("meta"):
         tokenizer = Tokenizer(config, pretrained=False)
+    with imagined(train.precision, tokenizer):
         images, features = torch.empty(1, 3, size, size), torch.empty(1, patches, encoder.width)
         words, keep = torch.empty(1, kept, config.quantizer.width), torch.ones(1, kept, dtype=torch.bool)
         position = torch.zeros(1, kept, dtype=torch.int64)
-    mark_frozen(tokenizer, train)
-    merger, quantizer = tokenizer.merger, tokenizer.quantizer
+        mark_frozen(tokenizer, train)
+        merger, quantizer = tokenizer.merger, tokenizer.quantizer
 
-    def select() -> Tensor:
-        selector = tokenizer.selector
-        return selector.out(nn.functional.gelu(selector.inner(selector.norm(features))))
+        def select() -> Tensor:
+            selector = tokenizer.selector
+            return selector.out(nn.functional.gelu(selector.inner(selector.norm(features))))
 
-    def quantize() -> Tensor:
-        unit = quantizer.proj(words.new_empty(kept, config.merger.width))
-        return unit @ unit.new_empty(config.quantizer.width, config.quantizer.codes)
+        def quantize() -> Tensor:
+            unit = quantizer.proj(words.new_empty(kept, config.merger.width))
+            return unit @ unit.new_empty(config.quantizer.width, config.quantizer.codes)
 
-    parts = [part("encoder", tokenizer.encoder, None if cached(experiment) else lambda: tokenizer.encoder.raw(images))]
-    if tokenizer.selector is not None:
-        parts.append(part("selector", tokenizer.selector, select))
-    parts += [
-        part("merger", merger, lambda: merged(merger, features, kept)),
-        part("quantizer", quantizer, quantize),
-        part("feature decoder", tokenizer.decoder, lambda: tokenizer.decoder(words, keep, position)),
-    ]
-    return StagePlan("tokenizer", parts, train, "images", train.batch * kept)
+        parts = [
+            part("encoder", tokenizer.encoder, None if cached(experiment) else lambda: tokenizer.encoder.raw(images))
+        ]
+        if tokenizer.selector is not None:
+            parts.append(part("selector", tokenizer.selector, select))
+        parts += [
+            part("merger", merger, lambda: merged(merger, features, kept)),
+            part("quantizer", quantizer, quantize),
+            part("feature decoder", tokenizer.decoder, lambda: tokenizer.decoder(words, keep, position)),
+        ]
+        return StagePlan("tokenizer", parts, train, "images", train.batch * kept)
 
 
 def merged(merger: Merger, features: Tensor, kept: int) -> Tensor:
@@ -164,11 +171,12 @@ def merged(merger: Merger, features: Tensor, kept: int) -> Tensor:
 
 
 class Documents(NamedTuple):
-    """Means over the documents of a mixture: tokens, tokens to be learned, and tokens of images that are read."""
+    """Means over the documents of a mixture: tokens, tokens to be learned, tokens of images that are read, images."""
 
     length: float
     learned: float
     read: float
+    pictures: float
 
 
 def assumed_documents(experiment: Experiment, words: int) -> Documents:
@@ -177,28 +185,31 @@ def assumed_documents(experiment: Experiment, words: int) -> Documents:
     image, long = words + 2, experiment.pretrain.row if experiment.data.text else text + 2
     several = mixture.pictures * (image + text) + 2
     kinds = {
-        "image_text": Documents(image + text + 1, text + 1, words),
-        "text_image": Documents(text + 1 + image, text + image, 0),
-        "text_only": Documents(long, long - 1, 0),
-        "question_answer": Documents(image + text + 1, text / 8 + 1, words),
-        "interleaved": Documents(several, several - 1, 0),
+        "image_text": Documents(image + text + 1, text + 1, words, 1),
+        "text_image": Documents(text + 1 + image, text + image, 0, 0),
+        "text_only": Documents(long, long - 1, 0, 0),
+        "question_answer": Documents(image + text + 1, text / 8 + 1, words, 1),
+        "interleaved": Documents(several, several - 1, 0, 0),
     }
     shares = {kind: getattr(mixture, kind) for kind in kinds}
-    mean = [sum(shares[k] * kinds[k][i] for k in kinds) / sum(shares.values()) for i in range(3)]
+    mean = [sum(shares[k] * kinds[k][i] for k in kinds) / sum(shares.values()) for i in range(4)]
     return Documents(*mean)
 
 
 def known_documents(experiment: Experiment) -> Documents | None:
-    """What the documents of the experiment's run are like, if it has extracted tokens and a text tokenizer."""
+    """What the documents of the experiment's run are like; None while it lacks tokens, texts or a text tokenizer."""
     work = Workspace(experiment, Path(experiment.run))
-    text = experiment.pretrain.text
-    if not is_done(work.run / "extract") or (text.trained and not (work.run / "pretrain" / "text").is_dir()):
+    if not is_done(work.run / "extract"):
         return None
-    vocabulary = experiment.tokenizer.model.vocabulary(len(work.text_tokenizer()))
-    drawn = [one.document for one in work.mixture(vocabulary).step(0, SAMPLE, experiment.seed)]
+    try:
+        vocabulary = experiment.tokenizer.model.vocabulary(len(work.text_tokenizer()))
+        drawn = [one.document for one in work.mixture(vocabulary).step(0, SAMPLE, experiment.seed)]
+    except (ValueError, OSError):
+        return None
     learned = sum(int((next_ids(document) != IGNORE).sum()) for document in drawn)
-    read = sum(len(span.ids) - 2 for document in drawn for span in document if span.feed == Feed.FEATURES)
-    return Documents(sum(map(document_length, drawn)) / SAMPLE, learned / SAMPLE, read / SAMPLE)
+    read = [len(span.ids) - 2 for document in drawn for span in document if span.feed == Feed.FEATURES]
+    sums = (sum(map(document_length, drawn)), learned, sum(read), len(read))
+    return Documents(*(total / SAMPLE for total in sums))
 
 
 def known_shape(config: ModelConfig) -> PretrainedConfig | None:
@@ -230,47 +241,53 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
     words = choice.tokens if kind == "even" else round(choice.rho * tokenizer.encoder.patches)
     known = known_documents(experiment)
     mean = known or assumed_documents(experiment, words)
-    length, learned, read = (max(1, round(value)) for value in mean)
-    with on_meta(train.precision):
+    length, learned, read = (max(1, round(value)) for value in mean[:3])
+    encoder, plain = tokenizer.encoder, replace(config, checkpoint_activations=False)
+    with torch.device("meta"):
         llm = LlamaForCausalLM(shape) if shape is not None else None
-        encoder = tokenizer.encoder
         merger = Merger(encoder.width, encoder.patches, tokenizer.merger) if config.port == "patches" else None
-        model = UnifiedLM(config, vocabulary, tokenizer.merger.width, llm=llm, merger=merger)
+        online = Encoder(encoder, pretrained=False) if merger is not None and not cached(experiment) else None
+        model = UnifiedLM(plain, vocabulary, tokenizer.merger.width, llm=llm, merger=merger)
+    with imagined(train.precision, model, *([online] if online else [])):
         states = torch.empty(1, length, model.blocks.config.hidden_size)
         ids = torch.zeros(1, length, dtype=torch.int64)
         patches, fed = torch.empty(1, encoder.patches, encoder.width), torch.empty(read, tokenizer.merger.width)
         images = torch.empty(1, 3, encoder.image_size, encoder.image_size)
         places = torch.arange(length)
         documents = Rows(places, places, torch.ones(1, length, dtype=torch.bool))
-        online = Encoder(encoder, pretrained=False) if merger is not None and not cached(experiment) else None
-    mark_frozen(model, train)
-    pictures = mean.read / words  # read in a document, on average
+        mark_frozen(model, train)
 
-    def blocks() -> Tensor:
-        mask = states.new_zeros(1, 1, 1, 1)
-        return model.blocks(
-            inputs_embeds=states, attention_mask=mask, position_ids=ids, use_cache=False, documents=documents
-        )[0]
+        def blocks() -> Tensor:
+            mask = states.new_zeros(1, 1, 1, 1)
+            return model.blocks(
+                inputs_embeds=states, attention_mask=mask, position_ids=ids, use_cache=False, documents=documents
+            )[0]
 
-    def port() -> Tensor:
-        return model.port.proj(merged(model.port.merger, patches, words) if model.port.merges else fed)
+        def port() -> Tensor:
+            return model.port.proj(merged(model.port.merger, patches, words) if model.port.merges else fed)
 
-    head = part("head", model.head, lambda: model.head(states[0, :learned]), known=model.embedding)
-    # The loss is taken in chunks, which keep no logits but the gradients of the labelled states and of all rows.
-    head.kept, head.kept_once = 4 * learned * states.shape[-1], 4 * sum(p.numel() for p in model.head.parameters())
-    head.logits = learned * vocabulary.size
-    entry = part("port", model.port, port)
-    if merger is not None:
-        entry.flops, entry.kept = round(entry.flops * pictures), round(entry.kept * pictures)
-    parts = [part("embedding", model.embedding, lambda: model.embedding(ids)), entry]
-    if online is not None:
-        parts.insert(0, part("encoder", online, lambda: online.raw(images)))
-        parts[0].flops = round(parts[0].flops * pictures)
-    parts += [part("blocks", model.blocks, blocks), head]
-    of = "the run's own" if known else "assumed"
-    items = f"documents ({of}, {length} tokens)"
-    beside = parts[0].parameters if online is not None else 0
-    return StagePlan("pretrain", parts, train, items, train.batch * length, beside)
+        head = part("head", model.head, lambda: model.head(states[0, :learned]), known=model.embedding)
+        # The loss is taken in chunks, which keep no logits but the gradients of the labelled states and of all rows.
+        head.kept, head.kept_once = 4 * learned * states.shape[-1], 4 * sum(p.numel() for p in model.head.parameters())
+        head.logits = learned * vocabulary.size
+        entry = part("port", model.port, port)
+        if merger is not None:
+            entry.flops, entry.kept = round(entry.flops * mean.pictures), round(entry.kept * mean.pictures)
+        parts = [part("embedding", model.embedding, lambda: model.embedding(ids)), entry]
+        if online is not None:
+            parts.insert(0, part("encoder", online, lambda: online.raw(images)))
+            parts[0].flops = round(parts[0].flops * mean.pictures)
+        body = part("blocks", model.blocks, blocks)
+        if config.checkpoint_activations:  # what enters each block, and all of the one that is computed again
+            layers = model.blocks.config.num_hidden_layers
+            checkpoint_blocks(model.blocks)
+            body.kept = measure(model.blocks, blocks).kept + body.kept // layers
+            body.kept_once //= layers
+        parts += [body, head]
+        of = "the run's own" if known else "assumed"
+        items = f"documents ({of}, {length} tokens)"
+        beside = parts[0].parameters if online is not None else 0
+        return StagePlan("pretrain", parts, train, items, train.batch * length, beside)
 
 
 def cached(experiment: Experiment) -> bool:
@@ -281,26 +298,33 @@ def cached(experiment: Experiment) -> bool:
 def decoder_plan(experiment: Experiment) -> StagePlan:
     """Stage 3 on images; the tokenizer runs ahead of it and is not counted."""
     config, train, encoder = experiment.decoder.model, experiment.decoder.train, experiment.tokenizer.model.encoder
-    with on_meta(train.precision):
+    with torch.device("meta"):
         renderer = DiffusionRenderer(config, encoder.width, encoder.patches)
+    with imagined(train.precision, renderer):
         noisy = torch.empty(1, renderer.channels, renderer.grid, renderer.grid)
         features = torch.empty(1, encoder.patches, encoder.width)
         time, drop = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
-    mark_frozen(renderer, train)
-    predict = lambda: renderer.predict(noisy, time, features, drop)[0]  # noqa: E731
-    return StagePlan("decoder", [part("U-Net", renderer, predict)], train, "images")
+        mark_frozen(renderer, train)
+        predict = lambda: renderer.predict(noisy, time, features, drop)[0]  # noqa: E731
+        return StagePlan("decoder", [part("U-Net", renderer, predict)], train, "images")
 
 
 @contextmanager
-def on_meta(precision: str) -> Iterator[None]:
-    """What is built here takes no memory and computes in the training's precision; nothing else about it is real."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if precision == "bf16" else torch.float32)
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        torch.set_default_dtype(default)
+def imagined(precision: str, *modules: nn.Module) -> Iterator[None]:
+    """Within it tensors have shapes and types but no content, and modules of the meta device compute with them.
+
+    What they compute, and keep, is what they would on a real device in the training's precision.
+    """
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        known: dict[int, Tensor] = {}  # parameters may be shared
+        for owner in (part for module in modules for part in module.modules()):
+            for place in (owner._parameters, owner._buffers):
+                for name, value in place.items():
+                    if value is not None and id(value) not in known:
+                        new = torch.empty(value.shape, dtype=value.dtype)
+                        known[id(value)] = nn.Parameter(new, value.requires_grad) if place is owner._parameters else new
+                    place[name] = None if value is None else known[id(value)]
+        yield
 
 
 def mark_frozen(model: nn.Module, train: TrainConfig) -> None:
@@ -309,29 +333,43 @@ def mark_frozen(model: nn.Module, train: TrainConfig) -> None:
 
 
 def part(name: str, module: nn.Module, forward: Callable[[], Any] | None, known: nn.Module | None = None) -> Part:
-    """Count a module's parameters, without those that ``known`` shares with it, and run its forward pass on meta."""
+    """Count a module's parameters, without those that ``known`` shares with it, and run its forward pass."""
     shared = {id(p) for p in known.parameters()} if known is not None else set()
     parameters = [p for p in module.parameters() if id(p) not in shared]
     trainable = sum(p.numel() for p in parameters if p.requires_grad)
-    flops, kept = measure(module, forward) if forward else (0, 0)
-    return Part(name, sum(p.numel() for p in parameters), trainable, flops, kept)
+    flops, kept, copies = measure(module, forward) if forward else (0, 0, 0)
+    return Part(name, sum(p.numel() for p in parameters), trainable, flops, kept, copies)
 
 
-def measure(module: nn.Module, forward: Callable[[], Any]) -> tuple[int, int]:
-    """Floating-point operations of a forward pass, and bytes that autograd keeps of it, parameters left out."""
+class Measured(NamedTuple):
+    """Of a forward pass: floating-point operations, and bytes that autograd keeps of it, parameters left out.
+
+    ``copies`` are those of weights in bf16, which do not grow with the batch.
+    """
+
+    flops: int
+    kept: int
+    copies: int
+
+
+def measure(module: nn.Module, forward: Callable[[], Any]) -> Measured:
+    """Run a forward pass of ``module`` and look what it takes."""
     own = {p.untyped_storage()._cdata for p in module.parameters()}
+    shapes = {tuple(sorted(p.shape)) for p in module.parameters() if p.dim() > 1}
     kept: dict[int, Any] = {}
+    copies: dict[int, Any] = {}
 
     def pack(value: Tensor) -> Tensor:
         storage = value.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that no later storage takes its address
+            copied = value.dtype == torch.bfloat16 and tuple(sorted(value.shape)) in shapes
+            (copies if copied else kept)[storage._cdata] = storage  # held, so that no later one takes its address
         return value
 
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
         forward()
-    return counter.get_total_flops(), sum(storage.nbytes() for storage in kept.values())
+    return Measured(counter.get_total_flops(), *(sum(s.nbytes() for s in found.values()) for found in (kept, copies)))
 
 
 def show(stages: list[StagePlan], gpus: int) -> str:

@@ -178,10 +178,7 @@ class UnifiedLM(nn.Module):
         if config.lora:
             add_lora(self.blocks, config.lora, seed + 2)
         if config.checkpoint_activations:
-            # What calls this in transformers also looks for the embedding, which is not there.
-            self.blocks._set_gradient_checkpointing(
-                gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False)
-            )
+            checkpoint_blocks(self.blocks)
 
     def forward(self, batch: PackedBatch) -> LMOutput:
         """The mean next-token loss over all learned tokens of all ranks, and of all of a step's micro-batches."""
@@ -199,7 +196,7 @@ class UnifiedLM(nn.Module):
         """Floating-point operations of a batch, forward and backward, as far as the model asks for them.
 
         Two for every weight of a matrix and token, of the head's for every learned token, and those of attention within
-        documents; padding does not count. Twice as many in the backward pass, less those of frozen weights' gradients.
+        documents; neither padding nor a frozen encoder that runs beside the model counts. Twice as many in the backward pass, less those of frozen weights' gradients.
         """
         real = batch.document >= 0
         blocks, head = (matrix_sizes(part) for part in (self.blocks, self.head))
@@ -241,6 +238,12 @@ class UnifiedLM(nn.Module):
         if len(index) != len(fed):
             raise ValueError(f"{len(index)} places are fed with {len(fed)} feature vectors")
         return x.flatten(0, 1).index_copy(0, index, fed).unflatten(0, x.shape[:2])
+
+
+def checkpoint_blocks(blocks: nn.Module) -> None:
+    """Let transformers' blocks keep only what enters them for the backward pass."""
+    # What calls this in transformers also looks for the embedding, which stands elsewhere.
+    blocks._set_gradient_checkpointing(gradient_checkpointing_func=functools.partial(checkpoint, use_reentrant=False))
 
 
 def matrix_sizes(module: nn.Module) -> int:

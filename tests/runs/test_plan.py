@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from lavit.experiment import load_experiment
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.tokens import Rows
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "lavit"
 
@@ -72,6 +74,33 @@ def test_kept_bytes_are_those_of_a_real_pass():
     words, keep = torch.randn(1, 21, 32), torch.ones(1, 21, dtype=torch.bool)
     real = saved_bytes(lambda: decoder(words, keep, torch.arange(21)[None]), decoder)
     assert parts(stages("demo.yaml")["tokenizer"])["feature decoder"].kept == pytest.approx(real, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_blocks_keep_of_long_documents_is_what_a_real_pass_keeps(monkeypatch, precision):
+    monkeypatch.setattr(plan, "TEXT_TOKENS", 1000)
+    settings = ["run=/nowhere", f"pretrain.train.precision={precision}", "pretrain.model.llm.scratch.max_position=2048"]
+    experiment = load_experiment(CONFIGS / "demo.yaml", settings)
+    planned = {part.name: part for part in plan.pretrain_plan(experiment).parts}["blocks"]
+    experiment.pretrain.model.checkpoint_activations = True
+    checked = {part.name: part for part in plan.pretrain_plan(experiment).parts}["blocks"]
+    length = plan.pretrain_plan(experiment).tokens // experiment.pretrain.train.batch
+    assert length > 700
+    found = []
+    for checkpointed in (False, True):
+        config = replace(experiment.pretrain.model, checkpoint_activations=checkpointed)
+        model = UnifiedLM(config, experiment.tokenizer.model.vocabulary(3000), 192)
+        states, places = torch.randn(1, length, 256), torch.arange(length)
+        documents = Rows(places, places, torch.ones(1, length, dtype=torch.bool))
+        given = {"attention_mask": torch.zeros(1, 1, 1, 1), "position_ids": places[None], "use_cache": False}
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            forward = lambda: model.blocks(inputs_embeds=states, documents=documents, **given)  # noqa: B023, E731
+            found.append(plan.measure(model.blocks, forward))
+    assert planned.kept == pytest.approx(found[0].kept, rel=0.1)
+    assert checked.kept == pytest.approx(found[1].kept + found[0].kept / 4, rel=0.1)
+    assert planned.kept_once == found[0].copies == 4 * checked.kept_once
+    weights = sum(p.numel() for p in model.blocks.parameters() if p.dim() > 1)
+    assert found[0].copies == (2 * weights if precision == "bf16" else 0)
 
 
 def test_what_is_frozen_needs_no_gradients():
