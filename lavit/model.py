@@ -196,7 +196,8 @@ class UnifiedLM(nn.Module):
         """Floating-point operations of a batch, forward and backward, as far as the model asks for them.
 
         Two for every weight of a matrix and token, of the head's for every learned token, and those of attention within
-        documents; neither padding nor a frozen encoder that runs beside the model counts. Twice as many in the backward pass, less those of frozen weights' gradients.
+        documents; neither padding nor a frozen encoder that runs beside the model counts. Twice as many in the backward
+        pass, less those of frozen weights' gradients.
         """
         real = batch.document >= 0
         blocks, head = (matrix_sizes(part) for part in (self.blocks, self.head))
