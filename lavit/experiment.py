@@ -206,11 +206,6 @@ def check(experiment: Experiment) -> None:
             f"decoder.model.image_size {e.decoder.model.image_size} is not a multiple of decoder.model.patch "
             f"{e.decoder.model.patch}"
         )
-    if e.decoder.model.image_size > e.data.image_size:
-        raise ValueError(
-            f"decoder.model.image_size {e.decoder.model.image_size} is more than the pictures are stored at, "
-            f"data.image_size {e.data.image_size}: it would learn to draw enlarged ones; raise data.image_size"
-        )
     if not 0 <= e.tokenizer.plain_steps < e.tokenizer.train.steps:
         raise ValueError(
             f"tokenizer.plain_steps {e.tokenizer.plain_steps} leaves no step for the codebook; "

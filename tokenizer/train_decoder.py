@@ -23,6 +23,11 @@ def main(experiment: Experiment, run: Path) -> None:
     folder = work.folder("decoder")
     if is_done(folder):
         return
+    if stage.model.image_size > experiment.data.image_size:
+        raise ValueError(
+            f"decoder.model.image_size {stage.model.image_size} is more than the pictures are stored at, "
+            f"data.image_size {experiment.data.image_size}: it would learn enlarged ones; make one fit the other"
+        )
     tokenizer, renderer = work.tokenizer(), work.new_renderer()
     pictures, codes = work.pictures("captions", "train"), work.codes("captions", "train")
     grid = stage.model.image_size // stage.model.patch

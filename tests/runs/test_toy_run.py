@@ -27,6 +27,7 @@ from lavit.training.engine import digest
 from lavit.workspace import Workspace
 from pretrain.finetune import started_from
 from pretrain.train import main as pretrain_alone
+from tokenizer.train_decoder import main as train_decoder
 
 ROOT = Path(__file__).parents[2]
 TOY = ROOT / "configs" / "lavit" / "toy.yaml"
@@ -203,6 +204,14 @@ def test_runs_that_cannot_be_gone_on_from(finished: Path, tmp_path: Path, settin
     experiment = load_experiment(TOY, [f"run={tmp_path}", f"finetune.start={finished}", setting])
     with pytest.raises(ValueError, match=said):
         started_from(experiment)
+
+
+def test_a_decoder_of_larger_pictures_than_there_are_is_refused(tmp_path: Path) -> None:
+    experiment = load_experiment(TOY, [f"run={tmp_path}", "decoder.model.image_size=128", "decoder.model.patch=32"])
+    with pytest.raises(
+        ValueError, match="decoder.model.image_size 128 is more than the pictures are stored at, data.im"
+    ):
+        train_decoder(experiment, tmp_path)
 
 
 def test_plain_pretraining_refuses_a_run_to_start_from(tmp_path: Path) -> None:
