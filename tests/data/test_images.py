@@ -78,6 +78,7 @@ def test_32_bits_a_channel_are_refused(mode):
         open_image(encoded(Image.new(mode, (2, 2), 70000), "TIFF"), "deep")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_the_pixel_limit_is_an_error(monkeypatch):
     data = encoded(Image.new("L", (30, 30)))
     for limit in (500, 100):  # just over the limit Pillow only warns; at twice the limit it refuses
