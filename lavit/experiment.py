@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lavit import config as configuration
-from lavit.config import changed_keys, read_plain_text, to_yaml
+from lavit.config import changed_keys, load, read_plain_text, to_yaml
 from lavit.data.documents import READ
 from lavit.data.llms import LLMS
 from lavit.data.mixture import MixtureConfig
@@ -171,7 +170,7 @@ def load_experiment(path: str | Path, overrides: list[str] | tuple[str, ...] = (
     Raises:
         ValueError: see :func:`lavit.config.load` and :func:`check`.
     """
-    experiment = configuration.load(Experiment, path, overrides)
+    experiment = load(Experiment, path, overrides)
     check(experiment)
     return experiment
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lavit.runs import ProcessGroup, StopSignal, end_all, end_with_parent
+from lavit.runs import ProcessGroup, StopSignal, end_all, end_with_parent, usable_cores
 
 SAVE_PATIENCE = 45.0  # seconds that stages have to save and end; DeepSpeed's launcher allows its ranks 30
 FOLLOW = 2.0  # seconds in which helpers of a command that has ended follow it
@@ -43,17 +43,6 @@ def visible_gpus() -> int:
     except (OSError, subprocess.SubprocessError):
         return 0
     return len(re.findall(r"^GPU \d+:", listed, re.MULTILINE))
-
-
-def usable_cores() -> int:
-    """The cores this process may use: its affinity, and a container's CPU quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or the quota is "max"
-        pass
-    return cores
 
 
 def launch_environment(processes: int = 1, shares: int = 1) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,7 +22,7 @@ from lavit.data.sources import Source, read_source
 from lavit.data.split import SPLITS, SplitConfig, assign_split
 from lavit.data.texts import TextConfig
 from lavit.data.writing import SplitWriter
-from lavit.runs import require_free
+from lavit.runs import require_free, usable_cores
 
 log = logging.getLogger(__name__)
 AHEAD = 4  # pictures a core that are opened before they are written
@@ -215,7 +214,7 @@ class _Opened(NamedTuple):
 
 def _opened(examples: list[Example], config: DataConfig) -> Iterator[tuple[Example, _Opened | Skip]]:
     """Every example in its order with its picture, or why that cannot be read; each core opens one at a time."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     with ThreadPoolExecutor(cores) as pool:  # Pillow's work is done outside of Python's lock
         waiting: deque[tuple[Example, Future]] = deque()
         for example in examples:
@@ -227,12 +226,18 @@ def _opened(examples: list[Example], config: DataConfig) -> Iterator[tuple[Examp
             yield first, opened.result()
 
 
+def _name(example: Example) -> str:
+    return example.meta.get("file", example.key)
+
+
 def _open(example: Example, config: DataConfig) -> _Opened | Skip:
-    name = example.meta.get("file", example.key)
+    name = _name(example)
     try:
-        image = shrink(open_image(_bytes(example), name), config.image_size)
+        image = shrink(open_image(example.read(), name), config.image_size)
     except ImageError as error:
         return Skip(name, str(error))
+    except OSError as error:
+        return Skip(name, f"image '{name}' cannot be read: {error.strerror or error}")
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
     return _Opened(pixels, to_webp(image, config.quality))
 
@@ -246,7 +251,7 @@ def _write(
     split than its caption's.
     """
     tally.seen += 1
-    name = example.meta.get("file", example.key)
+    name = _name(example)
     if isinstance(opened, Skip):
         return [opened]
     pixels, webp = opened
@@ -264,14 +269,6 @@ def _write(
     tally.sources[meta["source"]][split] += 1
     tally.concepts[split].add(meta["concept"])
     return []
-
-
-def _bytes(example: Example) -> bytes:
-    try:
-        return example.read()
-    except OSError as error:
-        name = example.meta.get("file", example.key)
-        raise ImageError(f"image '{name}' cannot be read: {error.strerror or error}") from None
 
 
 def _split_of(example: Example, split: SplitConfig) -> str:

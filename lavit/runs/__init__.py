@@ -18,7 +18,7 @@ from lavit.runs.folder import (
     written_whole,
 )
 from lavit.runs.lock import FolderInUse, FolderLock
-from lavit.runs.processes import ProcessGroup, StopSignal, end_all, end_with_parent
+from lavit.runs.processes import ProcessGroup, StopSignal, end_all, end_with_parent, usable_cores
 from lavit.runs.progress import Progress, ProgressState, Screen, read_progress
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "stage_clock",
     "stage_folder",
     "take_over",
+    "usable_cores",
     "write_atomic",
     "write_json",
     "written_whole",

@@ -243,3 +243,14 @@ def end_all(groups: Iterable[ProcessGroup], signum: int, patience: float = 45.0)
     for group in left:
         group._process.wait()
     return not left
+
+
+def usable_cores() -> int:
+    """The cores this process may use: its affinity, and a container's CPU quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or the quota is "max"
+        pass
+    return cores

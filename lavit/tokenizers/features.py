@@ -38,12 +38,16 @@ class PictureSet:
     @functools.cached_property
     def captions(self) -> list[str]:
         """The caption of every picture."""
-        return [self.shards.describe(i)[0] for i in range(len(self))]
+        return [caption for caption, _ in self._described]
 
     @functools.cached_property
     def meta(self) -> list[dict[str, Any]]:
         """What is known of every picture."""
-        return [self.shards.describe(i)[1] for i in range(len(self))]
+        return [meta for _, meta in self._described]
+
+    @functools.cached_property
+    def _described(self) -> list[tuple[str, dict[str, Any]]]:
+        return [self.shards.describe(i) for i in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.shards)
