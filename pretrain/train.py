@@ -42,14 +42,14 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
     mixture = work.mixture(model.vocabulary)
 
     @functools.lru_cache(maxsize=1)
-    def step_of(step: int) -> tuple[list[Document], dict[str, float]]:
+    def step_of(step: int, world: int) -> tuple[list[Document], list[list[list[int]]], dict[str, float]]:
         drawn = mixture.step(step, stage.train.batch, seed)
-        return [one.document for one in drawn], mixture.counts(drawn)
+        documents = [one.document for one in drawn]
+        rows = rows_for(list(map(document_length, documents)), stage.row, world * stage.train.accumulate)
+        return documents, rows, mixture.counts(drawn)
 
     def batch_at(place: Place) -> PackedBatch:
-        documents, counts = step_of(place.step)
-        lengths = [document_length(document) for document in documents]
-        rows = rows_for(lengths, stage.row, place.world * stage.train.accumulate)
+        documents, rows, counts = step_of(place.step, place.world)
         return pack(documents, rows=rows[place.micro * place.world + place.rank])._replace(counts=counts)
 
     validate = None
