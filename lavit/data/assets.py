@@ -91,6 +91,15 @@ ASSETS: dict[str, Asset] = {
             400,
         ),
         Asset(
+            "clipart",
+            "apt",
+            "openclipart-png",
+            {"1:0.18+dfsg-19": "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02"},
+            "CC-PDDC",
+            "6,900 drawings of the Open Clip Art Library",
+            300,
+        ),
+        Asset(
             "easy-vqa",
             "pip",
             "easy-vqa",

@@ -9,6 +9,7 @@ from typing import Any
 
 from lavit.config import OneOf
 from lavit.data.assets import AssetUnavailable, fetch
+from lavit.data.clipart import ClipartSource, read_clipart
 from lavit.data.emoji import EmojiSource, emoji_assets, read_emoji
 from lavit.data.examples import Example, Reading, Skip, SourceError
 from lavit.data.folders import (
@@ -28,10 +29,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Source(OneOf):
-    """Where examples come from: captioned pictures (the first five) or pictures with questions (the last two)."""
+    """Where examples come from: captioned pictures (the first six) or pictures with questions (the last two)."""
 
     emoji: EmojiSource | None = None
     stamps: StampSource | None = None
+    clipart: ClipartSource | None = None
     folder: FolderSource | None = None
     coco_captions: CocoCaptionsSource | None = None
     img2dataset: Img2datasetSource | None = None
@@ -42,6 +44,7 @@ class Source(OneOf):
 _READERS = {
     "emoji": read_emoji,
     "stamps": read_stamps,
+    "clipart": read_clipart,
     "folder": read_folder,
     "coco_captions": read_coco_captions,
     "img2dataset": read_img2dataset,
@@ -53,7 +56,8 @@ _READERS = {
 def source_assets(source: Source) -> list[str]:
     """Names of the assets that a source is made of; none for the user's own files."""
     name, chosen = source.chosen()
-    return emoji_assets(chosen) if name == "emoji" else {"stamps": ["stamps"], "easy_vqa": ["easy-vqa"]}.get(name, [])
+    packaged = {"stamps": ["stamps"], "clipart": ["clipart"], "easy_vqa": ["easy-vqa"]}
+    return emoji_assets(chosen) if name == "emoji" else packaged.get(name, [])
 
 
 def fetch_source(source: Source) -> None:
