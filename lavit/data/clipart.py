@@ -129,7 +129,8 @@ def read_drawing(file: Path) -> bytes:
     """The picture as PNG, cut to what is drawn: many are small on a page of A4.
 
     Raises:
-        ImageError: it cannot be decoded, is nearly empty or more than three times as long as wide.
+        ImageError: it is nearly empty or more than three times as long as wide.
+        OSError: it cannot be decoded.
     """
     with Image.open(file) as image:
         box = image.convert("RGBA").getchannel("A").getbbox()
