@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from eval.codebook import codebook
+from eval.generate import generate
 from eval.packing import packing
 from eval.resume import resume
 from lavit.launch import launch_environment
@@ -161,7 +162,14 @@ def resident(key: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-BENCHMARKS = {"merger": merger, "codebook": codebook, "loss": loss, "packing": packing, "resume": resume}
+BENCHMARKS = {
+    "merger": merger,
+    "codebook": codebook,
+    "loss": loss,
+    "packing": packing,
+    "generate": generate,
+    "resume": resume,
+}
 
 
 def main(names: list[str]) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import caption_scores, category_accuracy, category_of, cider_many, label_of
 from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
@@ -26,7 +27,7 @@ def main(experiment: Experiment, run: Path) -> None:
     numbers = pictures.distinct(cfg.captions)
     seen = views(work, cfg.split, numbers)
     truth = [pictures.captions[n] for n in numbers]
-    written = system.caption(seen, cfg.text)
+    written = system.caption(seen, cfg.text, [seed_for(experiment.seed, n) for n in numbers])
     progress.update(1)
     near = [
         train.captions[i]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from lavit.data.order import generator_for
+from lavit.data.order import generator_for, seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.retrieval import derangements
 from lavit.metrics.vqa import vqa_accuracy
@@ -29,10 +29,11 @@ def main(experiment: Experiment, run: Path) -> None:
     questions, answers = [q["question"] for _, q in asked], [q["answers"] for _, q in asked]
     seen = [codes.picture(n) for n, _ in asked]
     progress = Progress(folder, 2, "passes")
-    given = system.answer(seen, questions, cfg.text)
+    seeds = [seed_for(experiment.seed, number) for number in sorted(picked)]
+    given = system.answer(seen, questions, cfg.answer, seeds)
     progress.update(1)
     order = derangements(len(seen), 1, experiment.seed)[0].tolist()
-    shuffled = system.answer([seen[i] for i in order], questions, cfg.text)
+    shuffled = system.answer([seen[i] for i in order], questions, cfg.answer, seeds)
     progress.update(2)
     by_question, majority = question_priors(metas(work, "train"))
     guesses = {

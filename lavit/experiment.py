@@ -13,7 +13,7 @@ from lavit.data.llms import LLMS
 from lavit.data.mixture import MixtureConfig
 from lavit.data.prepare import DataConfig
 from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
-from lavit.generation import ImagePlan, TextPlan
+from lavit.generation.plans import ImagePlan, TextPlan, check_plan
 from lavit.model import ModelConfig
 from lavit.renderers.diffusion import DiffusionConfig
 from lavit.runs import (
@@ -102,7 +102,7 @@ class ExtractionConfig:
 
 @dataclass
 class EvaluationConfig:
-    """What is measured on which split, and how the model writes and draws.
+    """What is measured on which split, and how the model writes captions (``text``), answers questions and draws.
 
     ``candidates`` drawings are made of a text, of which the model keeps the one that it captions best.
     """
@@ -116,6 +116,7 @@ class EvaluationConfig:
     candidates: int = 1
     derangements: int = 20
     text: TextPlan = field(default_factory=TextPlan)
+    answer: TextPlan = field(default_factory=TextPlan)
     image: ImagePlan = field(default_factory=ImagePlan)
 
 
@@ -192,6 +193,8 @@ def check(experiment: Experiment) -> None:
         raise ValueError(f"pretrain.read '{e.pretrain.read}' is unknown; choose {', '.join(READ)}")
     if e.pretrain.model.port not in ("features", "patches"):
         raise ValueError(f"pretrain.model.port '{e.pretrain.model.port}' is unknown; choose features or patches")
+    for name in ("text", "answer", "image"):
+        check_plan(getattr(e.evaluation, name), f"evaluation.{name}")
     llm, text = e.pretrain.model.llm, e.pretrain.text
     if llm.asset != text.asset:
         raise ValueError(

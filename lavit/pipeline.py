@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.documents import Document, DocumentMaker
+from lavit.data.order import seed_for
 from lavit.generation import ImagePlan, TextPlan, continuation_likelihood, draw_codes, log_likelihood, write_text
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
@@ -54,19 +55,22 @@ class LaVIT:
         rows = zip(self.tokenizer.words(tokens), patches, kept, tokens.keep, strict=True)
         return [Picture(words[real], features, keep) for words, features, keep, real in rows]
 
-    def caption(self, pictures: list[Picture], plan: TextPlan) -> list[str]:
-        """A caption each, written greedily."""
-        return self._write([self.maker.caption_prompt(p) for p in pictures], plan)
+    def caption(self, pictures: list[Picture], plan: TextPlan, seeds: list[int] | None = None) -> list[str]:
+        """A caption each; a plan that draws by lot needs ``seeds``, one each."""
+        return self._write([self.maker.caption_prompt(p) for p in pictures], plan, seeds)
 
-    def answer(self, pictures: list[Picture], questions: list[str], plan: TextPlan) -> list[str]:
+    def answer(
+        self, pictures: list[Picture], questions: list[str], plan: TextPlan, seeds: list[int] | None = None
+    ) -> list[str]:
         """An answer to each picture's question."""
         pairs = zip(pictures, questions, strict=True)
-        return self._write([self.maker.question_prompt(p, q) for p, q in pairs], plan)
+        return self._write([self.maker.question_prompt(p, q) for p, q in pairs], plan, seeds)
 
-    def _write(self, prompts: list[Document], plan: TextPlan) -> list[str]:
+    def _write(self, prompts: list[Document], plan: TextPlan, seeds: list[int] | None) -> list[str]:
         texts: list[str] = []
         for start in range(0, len(prompts), BATCH):
-            ids = write_text(self.model, prompts[start : start + BATCH], self.text.eos_token_id, plan)
+            part = slice(start, start + BATCH)
+            ids = write_text(self.model, prompts[part], self.text.eos_token_id, plan, seeds and seeds[part])
             texts += [self.text.decode(row, skip_special_tokens=True).strip() for row in ids]
         return texts
 
@@ -78,24 +82,24 @@ class LaVIT:
         parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
         return torch.cat([continuation_likelihood(self.model, part, ids) for part in parts])
 
-    def draw(self, texts: list[str], plan: ImagePlan, generator: torch.Generator) -> list[Tensor]:
-        """Visual words (n,) int64 for each text."""
+    def draw(self, texts: list[str], plan: ImagePlan, seeds: list[int]) -> list[Tensor]:
+        """Visual words (n,) int64 for each text by its seed, whatever other texts there are."""
         codes: list[Tensor] = []
         free = self.maker.draw_prompt(None)
         for start in range(0, len(texts), BATCH):
             prompts = [self.maker.draw_prompt(text) for text in texts[start : start + BATCH]]
-            codes += draw_codes(self.model, prompts, free, plan, generator, self.tokenizer.places)
+            codes += draw_codes(self.model, prompts, free, plan, seeds[start : start + BATCH], self.tokenizer.places)
         return codes
 
-    def draw_best(self, texts: list[str], plan: ImagePlan, candidates: int, generator: torch.Generator) -> list[Tensor]:
+    def draw_best(self, texts: list[str], plan: ImagePlan, candidates: int, seeds: list[int]) -> list[Tensor]:
         """The drawing of ``candidates`` that the model itself captions best with its text.
 
         LaVIT's protocol draws four and lets CLIP choose; here the other direction of the same model is the judge.
         """
         if candidates == 1:
-            return self.draw(texts, plan, generator)
+            return self.draw(texts, plan, seeds)
         repeated = [text for text in texts for _ in range(candidates)]
-        drawn = self.draw(repeated, plan, generator)
+        drawn = self.draw(repeated, plan, [seed_for(seed, number) for seed in seeds for number in range(candidates)])
         seen = [
             p for start in range(0, len(drawn), BATCH) for p in self.look(self.features(drawn[start : start + BATCH]))
         ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -169,3 +169,14 @@ class Rows(NamedTuple):
     def pack(self, padded: Tensor) -> Tensor:
         """(B, N, D) to the packed rows (T, D)."""
         return padded.flatten(0, 1)[self.place]
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch of nested NamedTuples, dicts and tensors on ``device``."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    return batch

@@ -102,6 +102,8 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
         ),
         (["pretrain.read=pixels"], "pretrain.read 'pixels' is unknown; choose features, ids, nothing"),
         (["pretrain.model.port=pixels"], "pretrain.model.port 'pixels' is unknown; choose features or patches"),
+        (["evaluation.answer.beams=0"], "evaluation.answer.beams is 0; it must be at least 1"),
+        (["evaluation.image.top_p=2"], "evaluation.image.top_p is 2.0; it must be above 0 and at most 1"),
         (["pretrain.model.llm={asset: smollm2}"], "pretrain.text.asset is None; .* set both alike"),
         (
             ["pretrain.model.llm={asset: gpt}", "pretrain.text={asset: gpt}"],

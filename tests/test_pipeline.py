@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lavit.data.order import seed_for
 from lavit.data.text import TrainedTextConfig, train_text_tokenizer
 from lavit.generation import ImagePlan, TextPlan, log_likelihood
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
@@ -19,6 +20,7 @@ from lavit.vocabulary import Vocabulary
 PATCHES, WIDTH, CODES = 16, 24, 12
 PLAN = ImagePlan(min_tokens=2, max_tokens=6, top_k=5)
 TEXTS = ["a red hat", "a cat", "two dogs that sit"]
+SEEDS = [4, 5, 6]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +70,9 @@ def test_captions_and_answers_do_not_depend_on_the_batch(system, monkeypatch):
     monkeypatch.setattr("lavit.pipeline.BATCH", 2)
     assert system.caption(seen, plan) == captions
     assert system.answer(seen[3:4], ["what is 3?"], plan) == answers[3:4]
+    drawn = TextPlan(max_tokens=4, temperature=2.0)
+    by_lot = system.caption(seen, drawn, list(range(5)))
+    assert system.caption(seen[3:], drawn, [3, 4]) == by_lot[3:] != captions[3:]
     with pytest.raises(ValueError, match="shorter"):
         system.answer(seen, ["one question"], plan)
 
@@ -84,9 +89,10 @@ def test_caption_scores_are_log_likelihoods(system, monkeypatch):
 
 
 def test_draw_features_render(system):
-    drawn = system.draw(TEXTS, PLAN, generator())
+    drawn = system.draw(TEXTS, PLAN, SEEDS)
     assert [2 <= len(codes) <= 6 for codes in drawn] == [True] * 3
-    assert all(torch.equal(a, b) for a, b in zip(drawn, system.draw(TEXTS, PLAN, generator()), strict=True))
+    alone = [system.draw([text], PLAN, [seed])[0] for text, seed in zip(TEXTS, SEEDS, strict=True)]
+    assert all(torch.equal(a, b) for a, b in zip(drawn, alone, strict=True))
     rebuilt = system.features(drawn)
     assert rebuilt.shape == (3, PATCHES, WIDTH)
     torch.testing.assert_close(system.features(drawn[1:2])[0], rebuilt[1], atol=1e-5, rtol=0)
@@ -96,12 +102,13 @@ def test_draw_features_render(system):
 
 
 def test_the_best_drawing_is_the_one_captioned_best(system):
-    best = system.draw_best(TEXTS, PLAN, 3, generator())
-    every = system.draw([text for text in TEXTS for _ in range(3)], PLAN, generator())
+    best = system.draw_best(TEXTS, PLAN, 3, SEEDS)
+    own = [seed_for(seed, number) for seed in SEEDS for number in range(3)]
+    every = system.draw([text for text in TEXTS for _ in range(3)], PLAN, own)
     for i, text in enumerate(TEXTS):
         candidates = every[3 * i : 3 * i + 3]
         seen = system.look(system.features(candidates))
         scores = [system.caption_scores([picture], [text]).item() for picture in seen]
         assert torch.equal(best[i], candidates[scores.index(max(scores))])
-    single = system.draw_best(TEXTS, PLAN, 1, generator())
-    assert all(torch.equal(a, b) for a, b in zip(single, system.draw(TEXTS, PLAN, generator()), strict=True))
+    single = system.draw_best(TEXTS, PLAN, 1, SEEDS)
+    assert all(torch.equal(a, b) for a, b in zip(single, system.draw(TEXTS, PLAN, SEEDS), strict=True))

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
-from lavit.tokens import Rows
+from lavit.tokens import Rows, to_device
 
 
 def test_rows_are_in_raster_order():
@@ -27,3 +29,14 @@ def test_rows_take_pad_and_pack():
 def test_no_rows_at_all():
     rows = Rows.of(torch.zeros(2, 4, dtype=torch.bool))
     assert rows.real.shape == (2, 0) and rows.pad(rows.take(torch.ones(2, 4, 3))).shape == (2, 0, 3)
+
+
+def test_to_device_keeps_the_structure():
+    class Batch(NamedTuple):
+        x: torch.Tensor
+        more: dict
+        none: None
+
+    made = to_device(Batch(torch.ones(2), {"a": (torch.zeros(1), 3)}, None), torch.device("meta"))
+    assert isinstance(made, Batch) and made.x.device.type == "meta" and made.none is None
+    assert made.more["a"][1] == 3

@@ -79,18 +79,42 @@ class DocumentMaker:
         asked = self._text(question_text(question), begin=False, end=False)._replace(learn=Learn.NONE)
         return self._fit([self._read_image(picture), asked, self._text(answer, begin=False)])
 
+    def prompt(self, parts: list[str | Picture], then: str) -> Document:
+        """Texts and pictures in any order, after which a "text" or an "image" is to follow; nothing of them is learned.
+
+        Before a text, pictures are read as any that is to be understood. Before an image they are ids, and ``[IMG]``
+        ends the prompt. ``<s>`` begins a prompt that begins with text.
+
+        Raises:
+            ValueError: something else is to follow, or a text on nothing.
+        """
+        if then not in ("text", "image"):
+            raise ValueError(f"a prompt for '{then}' is unknown; choose text or image")
+        if then == "text" and not parts:
+            raise ValueError("a prompt of no parts leaves nothing to continue; give it a text or a picture")
+        document: Document = []
+        for part in parts:
+            if isinstance(part, str):
+                document.append(self._text(part, begin=not document, end=False))
+            elif then == "image":
+                document.append(self._image_ids(part.codes))
+            elif self.read != "nothing" or not document:
+                document.append(self._read_image(part))
+        if then == "image":
+            document.append(Span("image", torch.tensor([self.vocabulary.image_begin])))
+        return [span._replace(learn=Learn.NONE) for span in document]
+
     def caption_prompt(self, picture: Picture) -> Document:
         """``[IMG] features [/IMG]``."""
-        return [self._read_image(picture)]
+        return self.prompt([picture], then="text")
 
     def question_prompt(self, picture: Picture, question: str) -> Document:
         """``[IMG] features [/IMG] Question: … Answer:``."""
-        return self.question_answer(picture, question, "")[:2]
+        return self.prompt([picture, question_text(question)], then="text")
 
     def draw_prompt(self, caption: str | None) -> Document:
         """``<s> caption [IMG]``, or ``[IMG]`` alone for the unconditional case."""
-        begin = Span("image", torch.tensor([self.vocabulary.image_begin]))
-        return [begin] if caption is None else [self._text(caption, end=False), begin]
+        return self.prompt([] if caption is None else [caption], then="image")
 
     def _fit(self, document: Document) -> Document:
         """The document with the end of its longest text cut off if it is longer than a row."""

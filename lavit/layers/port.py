@@ -60,6 +60,6 @@ class Port(nn.Module):
 
     def _nothing(self) -> Tensor:
         if not self.merges:
-            return torch.zeros(1, self.proj.in_features)
+            return self.proj.weight.new_zeros(1, self.proj.in_features)
         patches = self.proj.weight.new_zeros(1, self.merger.patches, self.merger.feature_width)
         return self.merger.merge(patches, torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device))

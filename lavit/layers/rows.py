@@ -84,9 +84,7 @@ class SplitHead(nn.Module):
         Returns:
             (..., vocabulary.size) logits without ``labels``, else a HeadLoss.
         """
-        rows = [self.text, self.new]
-        if hasattr(self, "gap_logits"):
-            rows += [self.gap_logits, self.gap_states, self.gap_bias]
+        rows = [self.text, self.new, *self._gaps()]
         if labels is None:
             return split_logits(hidden, *rows)
         learned = labels != IGNORE
@@ -95,18 +93,34 @@ class SplitHead(nn.Module):
         nll = found.new_zeros(labels.shape).masked_scatter(learned, found)
         return HeadLoss(loss, nll)
 
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) states to (..., text + 1) logits of the ids that may follow in a text: its own and ``[IMG]``."""
+        return torch.cat([F.linear(hidden, self.text), F.linear(hidden, self.new[:1])], dim=-1)
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) states to (..., 1 + words) logits of the ids that may follow in an image: ``[/IMG]`` and words."""
+        return new_logits(hidden, 1, self.new, *self._gaps())
+
+    def _gaps(self) -> list[Tensor]:
+        return [self.gap_logits, self.gap_states, self.gap_bias] if hasattr(self, "gap_logits") else []
+
 
 def split_logits(hidden: Tensor, text: Tensor, new: Tensor, *gap: Tensor) -> Tensor:
     """(..., D) states to (..., size) logits of the rows ``text`` (V, D) and ``new`` (2 + K, D).
 
     ``gap`` are rows (G, D), maps (G, D, D) and biases (G, D) of the states that each of G gaps has.
     """
+    return torch.cat([F.linear(hidden, text), new_logits(hidden, 0, new, *gap)], dim=-1)
+
+
+def new_logits(hidden: Tensor, first: int, new: Tensor, *gap: Tensor) -> Tensor:
+    """The logits of ``[IMG]`` (unless ``first`` is 1), ``[/IMG]`` and all words; see :func:`split_logits`."""
     if not gap:
-        return torch.cat([F.linear(hidden, text), F.linear(hidden, new)], dim=-1)
+        return F.linear(hidden, new[first:])
     logits, maps, bias = gap
     states = hidden[..., None, :] + F.linear(hidden, maps.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
     words = F.linear(hidden, logits)[..., None] + F.linear(states, new[2:])
-    return torch.cat([F.linear(hidden, text), F.linear(hidden, new[:2]), words.flatten(-2)], dim=-1)
+    return torch.cat([F.linear(hidden, new[first:2]), words.flatten(-2)], dim=-1)
 
 
 def new_rows(rows: int, width: int) -> nn.Embedding:

@@ -45,11 +45,10 @@ class Places:
         """What may follow a word at ``position`` (B,) int64, -1 before the first one.
 
         Returns:
-            (B, words) bool, the words that pass over no anchor, and (B,) bool, whether the image may end.
+            (B, gaps) bool, the gaps of words that pass over no anchor, and (B,) bool, whether the image may end.
         """
-        reach = self.reach[position + 1]
-        gaps = torch.arange(1, self.gaps + 1)[None] <= reach[:, None]
-        return gaps.repeat_interleave(self.codes, dim=1), position >= self.last
+        gaps = torch.arange(1, self.gaps + 1, device="cpu") <= self.reach[position + 1, None]
+        return gaps, position >= self.last
 
     @property
     def words(self) -> int:

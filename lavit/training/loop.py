@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lavit.data.order import Place
 from lavit.runs import FolderLock, Progress, StopSignal, end_with_parent, stage_clock, write_json
+from lavit.tokens import to_device
 from lavit.training.engine import (
     UNIVERSAL,
     TrainConfig,
@@ -282,14 +283,3 @@ class _Run:
                 if other not in kept:
                     shutil.rmtree(other, ignore_errors=True)
         dist.barrier()
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch of nested NamedTuples, dicts and tensors on ``device``."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    return batch

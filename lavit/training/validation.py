@@ -9,8 +9,7 @@ from lavit.data.mixture import Mixture
 from lavit.data.packing import document_length, pack, rows_for
 from lavit.layers.ranks import world_size
 from lavit.model import UnifiedLM
-from lavit.tokens import IGNORE, PackedBatch
-from lavit.training.loop import to_device
+from lavit.tokens import IGNORE, PackedBatch, to_device
 
 ROWS = 8  # at once, on a rank
 

@@ -128,6 +128,28 @@ def test_prompts_are_how_training_documents_begin(maker, kind):
     assert places(prompt) == places(document)
 
 
+def test_a_prompt_of_several_parts(maker):
+    parts = ["a", SEEN, "cat", SEEN]
+    read = maker.prompt(parts, then="text")
+    assert flat(read) == [0, 2, 10, 15, 12, 11, 3, 10, 15, 12, 11] and places(read) == [3, 4, 8, 9]
+    drawn = maker.prompt(parts, then="image")
+    assert flat(drawn) == [*flat(read), 10] and not places(drawn), "what is drawn from is ids"
+    assert set(labels(read) + labels(drawn)) == {-100}, "nothing of a prompt is learned"
+    assert flat(maker.prompt([SEEN, "a"], then="text")) == [10, 15, 12, 11, 2], "<s> begins what begins with text"
+    assert flat(maker.prompt([SEEN], then="image")) == [10, 15, 12, 11, 10]
+    blind = DocumentMaker(VOCABULARY, Words(), 64, read="nothing")
+    assert flat(blind.prompt(parts, then="text")) == flat(blind.prompt(["a", "cat"], then="text")) == [0, 2, 3]
+    assert flat(blind.prompt([SEEN, "a"], then="text")) == [0, 2] and flat(blind.prompt([SEEN], then="text")) == [0]
+    assert places(DocumentMaker(VOCABULARY, Words(), 64, read="ids").prompt(parts, then="text")) == []
+
+
+def test_prompts_that_leave_nothing_to_go_on_from(maker):
+    with pytest.raises(ValueError, match="a prompt of no parts leaves nothing to continue"):
+        maker.prompt([], then="text")
+    with pytest.raises(ValueError, match="a prompt for 'audio' is unknown; choose text or image"):
+        maker.prompt(["a"], then="audio")
+
+
 def test_codes_and_features_must_agree(maker):
     with pytest.raises(ValueError, match="an image has 2 places but 1 feature vectors"):
         pack([maker.image_text(Picture(CODES, FEATURES[:1]), "a")])

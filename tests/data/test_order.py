@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavit.data.order import Place, generator_for, items_at, shuffled
+from lavit.data.order import Place, generator_for, items_at, seed_for, shuffled
 
 BATCH, ITEMS = 4, 10
 
@@ -68,3 +68,10 @@ def test_an_order_of_many_items_is_the_same_for_all_ranks(monkeypatch):
     assert torch.cat(parts).equal(whole)
     seen = torch.cat([items_at(Place(step, 0, 0, 1, 6), 1, 30, 0) for step in range(5)])
     assert seen.sort().values.tolist() == list(range(30))
+
+
+def test_seeds_of_numbers_are_those_of_generators():
+    numbers = [(0,), (1,), (0, 0), (0, 1), (1, 0), (3, 2, 1)]
+    seeds = [seed_for(*some) for some in numbers]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
+    assert [generator_for(*some).initial_seed() for some in numbers] == seeds

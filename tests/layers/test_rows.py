@@ -65,6 +65,16 @@ def test_head_equals_a_grown_one_with_its_gradient(heads):
     torch.testing.assert_close(gradients(split), grown.weight.grad, atol=1e-5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, PAIRS], ids=["codes", "pairs"])
+def test_the_logits_of_text_and_of_images_are_those_of_the_whole_head(vocabulary):
+    torch.manual_seed(5)
+    head = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), vocabulary)
+    hidden = torch.randn(3, WIDTH)
+    whole = head(hidden)
+    torch.testing.assert_close(head.text_logits(hidden), whole[:, : vocabulary.image_begin + 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(head.image_logits(hidden), whole[:, vocabulary.image_end :], atol=1e-6, rtol=0)
+
+
 def test_parts_freeze_apart(embeddings):
     split, _ = embeddings
     split.text.weight.requires_grad_(False)

@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from eval import bench, packing
+from eval import bench, generate, packing
+from lavit.data.packing import pack
+from lavit.generation import ImagePlan, draw_codes
+from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
 from lavit.tokenizers.merger import MergerConfig
+from lavit.vocabulary import Vocabulary
 
 
 def test_the_merger_benchmark_measures_both_forms():
@@ -53,6 +57,27 @@ def test_a_balanced_knapsack_spreads_its_load():
     assert [sum(lengths[i] for i in row) for row in rows] == [9, 9, 2], "best fit would have filled two"
     assert len(packing.balanced_knapsack([6, 6, 6], 10)) == 3, "two rows would hold 18 tokens, but not these"
     assert packing.waste(lengths, 2, 10) == 0 and packing.waste([5], 1, 10) == 0.5
+
+
+def test_the_generation_benchmark_measures_all_ways():
+    small = ScratchConfig(hidden=32, layers=1, heads=2, mlp=64)
+    figures = bench.generate({"demo": small, "large": small}, batch=2, tokens=5, rounds=2)
+    assert min(figures.values()) > 0 and {"speedup", "by_hand", "large_speedup", "large_by_hand"} < set(figures)
+    with pytest.raises(ValueError, match="words that say places have no rows of their own"):
+        generate.grown(UnifiedLM(ModelConfig(LLMConfig(scratch=small)), Vocabulary(5, 3, gaps=2), 4))
+
+
+def test_both_sides_of_the_generation_benchmark_have_the_same_logits():
+    model = UnifiedLM(ModelConfig(LLMConfig(scratch=ScratchConfig(32, 2, 2, 64))), generate.VOCABULARY, 4).eval()
+    prompts = generate.made_prompts(3)
+    with torch.no_grad():
+        theirs = generate.grown(model)(generate.flat(prompts)).logits
+        torch.testing.assert_close(model.head(model.hidden(pack(prompts))), theirs, atol=1e-5, rtol=0)
+    plan = ImagePlan(min_tokens=6, max_tokens=6, top_k=1, guidance=2.0)  # the likeliest word, however it is drawn
+    ours = draw_codes(model, prompts, generate.FREE, plan, [0, 1, 2])
+    for draw in (generate.by_transformers, generate.by_hand):
+        drawn = draw(generate.grown(model), prompts, plan)
+        assert [generate.VOCABULARY.to_codes(row).tolist() for row in drawn] == [row.tolist() for row in ours]
 
 
 def test_packing_needs_a_finished_run(tmp_path):

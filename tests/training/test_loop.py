@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,22 +17,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lavit.data.order import Place, items_at
-from lavit.training.loop import to_device
 from lavit.training.optimizer import OptimizerConfig, learning_rate_factor
 
 ROOT = Path(__file__).parents[2]
 STEPS, BATCH, ITEMS = 8, 4, 10
-
-
-def test_to_device_keeps_the_structure():
-    class Batch(NamedTuple):
-        x: torch.Tensor
-        more: dict
-        none: None
-
-    made = to_device(Batch(torch.ones(2), {"a": (torch.zeros(1), 3)}, None), torch.device("meta"))
-    assert isinstance(made, Batch) and made.x.device.type == "meta" and made.none is None
-    assert made.more["a"][1] == 3
 
 
 # ---------------------------------------------------------------------------------------------------------- training

@@ -1,0 +1,91 @@
+"""Visual words: text ids are suppressed, and guidance follows LaVIT's eq. 7 (arXiv 2309.04669).
+
+``l_u + a (l_c − l_u)``, the unconditional prompt being ``[IMG]`` alone. Both are read in one batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lavit.data.documents import Document
+from lavit.generation.cache import Cache, check_prompts, go_on
+from lavit.generation.plans import ImagePlan, check_plan, check_seeds, choose, lots
+from lavit.model import UnifiedLM
+from lavit.tokenizers.places import Places
+
+
+@torch.no_grad()
+def draw_codes(
+    model: UnifiedLM,
+    prompts: list[Document],
+    unconditional: Document,
+    plan: ImagePlan,
+    seeds: list[int],
+    places: Places | None = None,
+) -> list[Tensor]:
+    """Visual words (n,) int64 for every prompt, which must end with ``[IMG]``.
+
+    A prompt and its seed decide what is drawn, whatever other prompts stand beside them. Where words say ``places``,
+    only sequences that the tokenizer could have written are drawn, and they end where the grid ends instead of after
+    ``min_tokens``.
+
+    Raises:
+        ValueError: a plan that cannot be, another number of seeds than of prompts, a prompt that does not end with
+            ``[IMG]`` or one that is too long.
+    """
+    check_plan(plan)
+    check_seeds(plan, len(prompts), seeds)
+    check_prompts(model, prompts, plan.max_tokens)
+    check_opened(model, [*prompts, unconditional])
+    if not prompts:
+        return []
+    rows = draw(model, prompts, unconditional, Drawing(model, plan, seeds, places))
+    return [model.vocabulary.to_codes(torch.tensor(row, dtype=torch.int64, device="cpu")) for row in rows]
+
+
+class Drawing:
+    """Rows of visual words, which end with [/IMG] or with the plan's most tokens."""
+
+    def __init__(self, model: UnifiedLM, plan: ImagePlan, seeds: list[int], places: Places | None):
+        self.head, self.end, self.plan, self.places = model.head, model.vocabulary.image_end, plan, places
+        self.lots = lots(seeds, plan.max_tokens)
+        self.position = torch.full((len(seeds),), -1, device="cpu")
+
+    def choose(self, hidden: Tensor, rows: list[int], step: int) -> Tensor:
+        logits = self.head.image_logits(hidden).float()
+        if self.plan.guidance != 1:
+            conditional, free = logits.chunk(2)
+            logits = free + self.plan.guidance * (conditional - free)
+        if self.places is not None:
+            gaps, end = (allowed.to(logits.device) for allowed in self.places.allowed(self.position[rows]))
+            logits[:, 1:].unflatten(1, (gaps.shape[1], -1)).masked_fill_(~gaps[..., None], -torch.inf)
+            logits[:, 0].masked_fill_(~end, -torch.inf)
+        elif step < self.plan.min_tokens:
+            logits[:, 0] = -torch.inf
+        return self.end + choose(logits, self.plan, self.lots[rows, step])
+
+    def take(self, row: int, number: int, step: int) -> bool:
+        if number == self.end:
+            return True
+        if self.places is not None:
+            self.position[row] += (number - self.end - 1) // self.places.codes + 1
+        return step + 1 == self.plan.max_tokens
+
+
+def draw(model: UnifiedLM, prompts: list[Document], unconditional: Document, drawing: Drawing) -> list[list[int]]:
+    """The ids of every row, without [/IMG]."""
+    count, plan = len(prompts), drawing.plan
+    if plan.guidance == 1:
+        cache = Cache(model, prompts, plan.max_tokens)
+    else:
+        cache = Cache(model, [*prompts, unconditional], plan.max_tokens)
+        cache.select([*range(count), *[count] * count])
+    return [row[:-1] if row[-1] == drawing.end else row for row in go_on(cache, count, drawing)]
+
+
+def check_opened(model: UnifiedLM, prompts: list[Document]) -> None:
+    """Raise ValueError unless each of the prompts ends with [IMG]."""
+    begin = model.vocabulary.image_begin
+    if any(int(prompt[-1].ids[-1]) != begin for prompt in prompts):
+        raise ValueError(f"a prompt of an image must end with [IMG], id {begin}")
