@@ -477,7 +477,8 @@ def test_greedy_stories_are_greedy_text_and_drawings_by_turns(model, monkeypatch
 
 
 def test_a_prompt_that_ends_with_the_beginning_of_an_image_goes_on_with_it(model):
-    told = tell(model, [MAKER.draw_prompt("3 4")], [5], most=1)[0]
+    told, other = tell(model, [MAKER.draw_prompt("3 4"), MAKER.prompt([picture(2), ""], then="text")], [5, 6], most=1)
+    assert not other or other[0].modality == "text" or other[0].ids[0] == VOCABULARY.image_begin
     assert told[0].modality == "image" and VOCABULARY.image_begin not in told[0].ids
     assert told[0].ids[-1] == VOCABULARY.image_end and all(span.modality == "text" for span in told[1:])
 

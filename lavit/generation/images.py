@@ -86,6 +86,10 @@ def draw(model: UnifiedLM, prompts: list[Document], unconditional: Document, dra
 
 def check_opened(model: UnifiedLM, prompts: list[Document]) -> None:
     """Raise ValueError unless each of the prompts ends with [IMG]."""
-    begin = model.vocabulary.image_begin
-    if any(int(prompt[-1].ids[-1]) != begin for prompt in prompts):
-        raise ValueError(f"a prompt of an image must end with [IMG], id {begin}")
+    if not all(is_opened(model, prompt) for prompt in prompts):
+        raise ValueError(f"a prompt of an image must end with [IMG], id {model.vocabulary.image_begin}")
+
+
+def is_opened(model: UnifiedLM, prompt: Document) -> bool:
+    """Whether a prompt ends with [IMG]."""
+    return int(torch.cat([span.ids for span in prompt])[-1]) == model.vocabulary.image_begin

@@ -10,7 +10,7 @@ from torch import Tensor
 from lavit.data.documents import Document
 from lavit.data.order import seed_for
 from lavit.generation.cache import check_prompts
-from lavit.generation.images import Drawing, check_opened, draw
+from lavit.generation.images import Drawing, check_opened, draw, is_opened
 from lavit.generation.plans import ImagePlan, TextPlan, check_plan, check_seeds
 from lavit.generation.text import Writing, write
 from lavit.model import UnifiedLM
@@ -50,42 +50,41 @@ def write_interleaved(
         raise ValueError(f"most_pictures is {most_pictures}; it must be at least 1")
     check_prompts(model, prompts, text_plan.max_tokens + most_pictures * (image_plan.max_tokens + 2))
     begin, stop = model.vocabulary.image_begin, model.vocabulary.image_end
-    rows = [_Row(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-    for row in rows:
-        row.drawing = int(row.prompt[-1].ids[-1]) == begin
+    rows = [
+        _Row(prompt, seed, "image" if is_opened(model, prompt) else "text")
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     # Documents are read anew at every turn between text and picture, which is simple, and keeps rows in batches.
-    while going := [row for row in rows if row.drawing or not row.done]:
-        if drawers := [row for row in going if row.drawing]:
+    while any(row.state != "end" for row in rows):
+        if drawers := [row for row in rows if row.state == "image"]:
             drawing = Drawing(model, image_plan, [row.seed() for row in drawers], places)
             documents = [row.document() for row in drawers]
             for row, ids in zip(drawers, draw(model, documents, unconditional, drawing), strict=True):
                 row.add_picture([*ids, stop])
-                row.done = row.text == text_plan.max_tokens
-        if writers := [row for row in going if not row.done]:
+        if writers := [row for row in rows if row.state == "text"]:
             least, most = ([n - row.text for row in writers] for n in (text_plan.min_tokens, text_plan.max_tokens))
             more = [row.pictures < most_pictures for row in writers]
             writing = Writing(model, text_plan, end, [row.seed() for row in writers], least, most, more)
             for row, ids in zip(writers, write(model, [row.document() for row in writers], writing), strict=True):
                 row.add_text([number for number in ids if number not in writing.stops])
-                row.drawing = ids[-1] == begin
-                row.done = not row.drawing
-                if row.drawing:
-                    row.pieces.append(Span("image", _ids([begin])))
+                if ids[-1] == begin:
+                    row.open_picture(begin)
+                else:
+                    row.state = "end"
     return [row.pieces for row in rows]
 
 
 @dataclass
 class _Row:
-    """A prompt, what continues it so far, and whether a picture is to follow or nothing more."""
+    """A prompt, what follows next ("text", "image" or "end"), and what continues it so far."""
 
     prompt: Document
     number: int
+    state: str
     pieces: Document = field(default_factory=list)
     turns: int = 0
     text: int = 0
     pictures: int = 0
-    drawing: bool = False
-    done: bool = False
 
     def document(self) -> Document:
         return [*self.prompt, *self.pieces]
@@ -100,11 +99,15 @@ class _Row:
         if ids:
             self.pieces.append(Span("text", _ids(ids)))
 
+    def open_picture(self, begin: int) -> None:
+        self.pieces.append(Span("image", _ids([begin])))
+        self.state = "image"
+
     def add_picture(self, ids: list[int]) -> None:
-        """Close the picture that [IMG] began, here or at the end of the prompt."""
+        """What follows [IMG], which stands here or at the end of the prompt; text follows, of which some is left."""
         begun = self.pieces.pop().ids if self.pieces else _ids([])
         self.pieces.append(Span("image", torch.cat([begun, _ids(ids)])))
-        self.pictures, self.drawing = self.pictures + 1, False
+        self.pictures, self.state = self.pictures + 1, "text"
 
 
 def _ids(ids: list[int]) -> Tensor:
