@@ -117,6 +117,7 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
         ),
         (["pretrain.train.workers=-1"], "pretrain.train.workers is -1; it must be at least 0"),
         (["decoder.train.precision=fp16"], "decoder.train.precision 'fp16' is unknown; choose fp32 or bf16"),
+        (["decoder.train.ema=1.0"], "decoder.train.ema is 1.0; it must be at least 0, for none, and below 1"),
         (["pretrain.train.offload_optimizer=true"], "pretrain.train.offload_optimizer needs zero_stage 1 to 3"),
         (
             ["pretrain.train.offload_parameters=true", "pretrain.train.zero_stage=2"],

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lavit.data.order import Place, generator_for, items_at
+from lavit.data.order import Place, generators_at, items_at
 from lavit.experiment import Experiment, run_stage
 from lavit.renderers.diffusion import RendererBatch, training_noise
 from lavit.runs import is_done, mark_done
@@ -40,11 +40,8 @@ def main(experiment: Experiment, run: Path) -> None:
 
     def batch_at(place: Place) -> RendererBatch:
         features, images = pair(items_at(place, stage.train.accumulate, len(pictures), seed))
-        # Drawn for all ranks' pictures, so that a picture's noise does not depend on their number.
-        shape = (place.size * place.world, 3 * stage.model.patch**2, grid, grid)
-        drawn = training_noise(stage.model, shape, generator_for(seed, place.step, place.micro))
-        mine = slice(place.rank * place.size, (place.rank + 1) * place.size)
-        return RendererBatch(features, images, *(values[mine] for values in drawn))
+        shape = (3 * stage.model.patch**2, grid, grid)
+        return RendererBatch(features, images, *training_noise(stage.model, shape, generators_at(place, seed)))
 
     def before_step(step: int) -> None:
         if step == 0 and stage.model.draft:

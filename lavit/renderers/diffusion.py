@@ -196,11 +196,11 @@ def build_unet(config: DiffusionConfig, channels: int, grid: int) -> UNet2DCondi
 
 
 def training_noise(
-    config: DiffusionConfig, shape: tuple[int, ...], generator: torch.Generator
+    config: DiffusionConfig, shape: tuple[int, ...], generators: list[torch.Generator]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """noise ``shape`` float, time (B,) int64 and drop (B,) bool of one micro-batch, B = shape[0]."""
-    noise = torch.randn(shape, generator=generator)
-    level = torch.sigmoid(torch.randn(shape[0], generator=generator) * config.time_std + config.time_mean)
-    time = (level * config.timesteps).long().clamp(max=config.timesteps - 1)
-    drop = torch.rand(shape[0], generator=generator) < config.drop_condition
+    """noise (B, *shape) float, time (B,) int64 and drop (B,) bool of the pictures whose generators are given."""
+    noise = torch.stack([torch.randn(shape, generator=one) for one in generators])
+    level = torch.cat([torch.randn(1, generator=one) for one in generators]) * config.time_std + config.time_mean
+    time = (torch.sigmoid(level) * config.timesteps).long().clamp(max=config.timesteps - 1)
+    drop = torch.cat([torch.rand(1, generator=one) for one in generators]) < config.drop_condition
     return noise, time, drop

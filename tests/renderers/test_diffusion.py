@@ -194,17 +194,17 @@ def test_a_perfect_predictor_is_rendered_as_it_is(monkeypatch):
 
 def test_training_noise():
     make = lambda seed, **changes: training_noise(  # noqa: E731
-        dataclasses.replace(CONFIG, **changes), (4000, 2), torch.Generator().manual_seed(seed)
+        dataclasses.replace(CONFIG, **changes), (2, 3), [torch.Generator().manual_seed(seed + i) for i in range(4000)]
     )
     noise, time, drop = make(0)
-    assert noise.shape == (4000, 2) and time.shape == drop.shape == (4000,)
+    assert noise.shape == (4000, 2, 3) and time.shape == drop.shape == (4000,)
     assert time.dtype == torch.int64 and drop.dtype == torch.bool
     assert 0 <= time.min() and time.max() < CONFIG.timesteps
     assert drop.float().mean().item() == pytest.approx(0.1, abs=0.02)
     level = ((time + 0.5) / CONFIG.timesteps).logit()
     assert level.mean().item() == pytest.approx(1.0, abs=0.1) and level.std().item() == pytest.approx(1.2, abs=0.1)
     assert all(torch.equal(a, b) for a, b in zip(make(0), make(0), strict=True))
-    assert not torch.equal(noise, make(1)[0])
+    assert not torch.equal(noise[0], make(1)[0][0]) and torch.equal(noise[1], make(1)[0][0]), "one generator a picture"
     assert make(0, time_mean=50.0)[1].max() == CONFIG.timesteps - 1, "a level of one is the last time, not beyond it"
 
 
