@@ -11,7 +11,7 @@ RUN := $(VENV)/bin/python
 LAUNCH = $(RUN) -m lavit.launch
 LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTFILE)) -- $(CONFIG) $(ARGS)
 
-.PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune decoder \
+.PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune autoencoder decoder \
 	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers \
 	plan bench report
 
@@ -52,6 +52,9 @@ pretrain: setup
 
 finetune: setup
 	@$(LAUNCH) pretrain.finetune $(LAUNCHED)
+
+autoencoder: setup
+	@$(LAUNCH) tokenizer.train_autoencoder $(LAUNCHED)
 
 decoder: setup
 	@$(LAUNCH) tokenizer.train_decoder $(LAUNCHED)

@@ -39,8 +39,9 @@ def main(experiment: Experiment, run: Path) -> None:
 def measured(metrics: Metrics) -> dict[str, Any]:
     """What the template shows of metrics.json."""
     seconds = metrics["seconds"]
-    longest = max([1.0, *(seconds[stage] or 0.0 for stage in CLOCKS)])
-    return {"metrics": metrics, "table": table(metrics), "seconds": seconds, "stages": list(CLOCKS), "longest": longest}
+    stages = [stage for stage in CLOCKS if stage in seconds]
+    longest = max([1.0, *(seconds[stage] or 0.0 for stage in stages)])
+    return {"metrics": metrics, "table": table(metrics), "seconds": seconds, "stages": stages, "longest": longest}
 
 
 def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:

@@ -109,6 +109,9 @@ class LaVIT:
         parts = [codes[s : s + BATCH] for s in range(0, len(codes), BATCH)]
         return torch.cat([self.tokenizer.decode(self.tokenizer.lookup(*pad_codes(part))) for part in parts])
 
-    def render(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, 3, S, S) float32 images in [0, 1] of reconstructed features."""
-        return torch.cat([self.renderer.render(part, generator) for part in features.split(BATCH)])
+    def render(
+        self, features: Tensor, seeds: list[int], guidance: float | None = None, steps: int | None = None
+    ) -> Tensor:
+        """(B, 3, S, S) float32 images in [0, 1] of reconstructed features, each by its own seed."""
+        parts = [slice(start, start + BATCH) for start in range(0, len(features), BATCH)]
+        return torch.cat([self.renderer.render(features[part], seeds[part], guidance, steps) for part in parts])

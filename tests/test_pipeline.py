@@ -7,7 +7,9 @@ from lavit.data.text import TrainedTextConfig, train_text_tokenizer
 from lavit.generation import ImagePlan, TextPlan, log_likelihood
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
 from lavit.pipeline import LaVIT
-from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer, UNetConfig
+from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
+from lavit.renderers.latents import FoldedConfig, LatentsConfig
+from lavit.renderers.unet import UNetConfig
 from lavit.tokenizers.decoder import FeatureDecoderConfig
 from lavit.tokenizers.encoders import EncoderConfig, LayerConfig, WeightsConfig
 from lavit.tokenizers.merger import MergerConfig
@@ -32,8 +34,9 @@ def system() -> LaVIT:
     text = train_text_tokenizer(TEXTS, TrainedTextConfig(300))
     scratch = ScratchConfig(hidden=16, layers=1, heads=2, mlp=32, max_position=64)
     model = UnifiedLM(ModelConfig(LLMConfig(scratch=scratch)), Vocabulary(len(text), CODES), 8)
-    unet = UNetConfig([8, 16], [False, False], layers=1, context=8, head_width=8, groups=4)
-    renderer = DiffusionRenderer(DiffusionConfig(16, 4, unet, sampling_steps=2), WIDTH, PATCHES)
+    unet = UNetConfig([8, 16], [False, False], heads=[1, 2], layers=1, groups=4)
+    latents = LatentsConfig(folded=FoldedConfig(4))
+    renderer = DiffusionRenderer(DiffusionConfig(16, latents=latents, unet=unet, sampling_steps=2), WIDTH, PATCHES)
     return LaVIT(Tokenizer(config).eval(), model.eval(), renderer.eval(), text, row=64)
 
 
@@ -83,16 +86,18 @@ def test_caption_scores_are_log_likelihoods(system, monkeypatch):
         torch.testing.assert_close(row, log_likelihood(system.model, documents, 64), atol=1e-4, rtol=0)
 
 
-def test_draw_features_render(system):
+def test_draw_features_render(system, monkeypatch):
     drawn = system.draw(TEXTS, PLAN, generator())
     assert [2 <= len(codes) <= 6 for codes in drawn] == [True] * 3
     assert all(torch.equal(a, b) for a, b in zip(drawn, system.draw(TEXTS, PLAN, generator()), strict=True))
     rebuilt = system.features(drawn)
     assert rebuilt.shape == (3, PATCHES, WIDTH)
     torch.testing.assert_close(system.features(drawn[1:2])[0], rebuilt[1], atol=1e-5, rtol=0)
-    pixels = system.render(rebuilt, generator())
+    pixels = system.render(rebuilt, [5, 6, 7])
     assert pixels.shape == (3, 3, 16, 16) and 0 <= pixels.min() and pixels.max() <= 1
-    assert torch.equal(pixels, system.render(rebuilt, generator()))
+    assert torch.equal(pixels, system.render(rebuilt, [5, 6, 7]))
+    monkeypatch.setattr("lavit.pipeline.BATCH", 2)
+    torch.testing.assert_close(system.render(rebuilt, [5, 6, 7]), pixels, atol=1e-4, rtol=0)
 
 
 def test_the_best_drawing_is_the_one_captioned_best(system):

@@ -36,8 +36,9 @@ pretrain:
 decoder:
   model:
     image_size: 16
-    patch: 4
-    unet: {{channels: [8, 16], cross_attention: [false, false], layers: 1, context: 8, head_width: 8, groups: 4}}
+    latents: {{folded: {{patch: 4}}}}
+    conditioning: {{sd: {{width: 8}}}}
+    unet: {{channels: [8, 16], cross_attention: [false, false], heads: [1, 2], layers: 1, groups: 4}}
 """
 
 

@@ -77,8 +77,13 @@ def shuffled(numbers: Tensor, total: int, *seed: int) -> Tensor:
 
 def generator_for(*numbers: int) -> torch.Generator:
     """A CPU generator seeded by a few numbers (seed, step, …), independent for different numbers."""
+    return torch.Generator().manual_seed(seed_for(*numbers))
+
+
+def seed_for(*numbers: int) -> int:
+    """One seed of a few numbers, in [0, 2^63)."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:
         state = ((state ^ (number + 0x632BE59BD9B4E019)) * 0xD6E8FEB86659FD93) % 2**63
         state ^= state >> 32
-    return torch.Generator().manual_seed(state)
+    return state

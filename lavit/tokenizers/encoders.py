@@ -117,10 +117,17 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"images must be (B, 3, {size}, {size}), tokenizer.encoder.image_size; got {tuple(images.shape)}"
             )
+        features, last = self._features_and_last(images)
+        return features, self.backbone.forward_head(last, pre_logits=True).float()
+
+    def differentiable(self, images: Tensor) -> Tensor:
+        """Raw features (B, P, D) float32 of images (B, 3, S, S), through which gradients reach the images."""
+        return self._features_and_last(images)[0]
+
+    def _features_and_last(self, images: Tensor) -> tuple[Tensor, Tensor]:
         outputs, last = self._layer_outputs((images - self.pixel_mean) / self.pixel_std)
         maps = [self._to_grid(outputs[layer.name], layer) for layer in self.config.layers]
-        features = torch.cat(maps, dim=1).flatten(2).transpose(1, 2).float().contiguous()
-        return features, self.backbone.forward_head(last, pre_logits=True).float()
+        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2).float().contiguous(), last
 
     def standardize(self, raw: Tensor) -> Tensor:
         """Raw features (..., D) to zero mean and unit variance by training statistics, clipped."""

@@ -207,7 +207,9 @@ def test_runs_that_cannot_be_gone_on_from(finished: Path, tmp_path: Path, settin
 
 
 def test_a_decoder_of_larger_pictures_than_there_are_is_refused(tmp_path: Path) -> None:
-    experiment = load_experiment(TOY, [f"run={tmp_path}", "decoder.model.image_size=128", "decoder.model.patch=32"])
+    experiment = load_experiment(
+        TOY, [f"run={tmp_path}", "decoder.model.image_size=128", "decoder.model.latents.folded.patch=32"]
+    )
     with pytest.raises(
         ValueError, match="decoder.model.image_size 128 is more than the pictures are stored at, data.im"
     ):
