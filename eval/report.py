@@ -167,9 +167,11 @@ def training_curves(work: Workspace) -> list[dict[str, str]]:
     """A plot of each training from its log."""
     stage = work.experiment.tokenizer
     codebook = {"codebook on": stage.plain_steps} if 0 < stage.plain_steps < stage.train.steps else {}
+    own = [("autoencoder", "Autoencoder", "error of pixels", {"error": "error"}, {})]
     plots = (
         ("tokenizer", "Tokenizer", "cosine, reconstructed", {"cosine": "cosine"}, codebook),
         ("pretrain", "Language model", "nats a token", {"text": "text", "image": "visual words"}, {}),
+        *(own if work.experiment.trains_autoencoder else []),
         ("decoder", "Pixel decoder", "mean squared error", {"loss": "U-Net", "draft": "linear draft"}, {}),
     )
     return [

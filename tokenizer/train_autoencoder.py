@@ -43,7 +43,10 @@ def main(experiment: Experiment, run: Path) -> None:
     if torch.distributed.get_rank() == 0:
         numbers = np.linspace(0, len(pictures) - 1, min(len(pictures), stage.scale_sample)).astype(int)
         parts = (numbers[start : start + BATCH].tolist() for start in range(0, len(numbers), BATCH))
-        measure_scale(vae.eval(), (pictures.pixels(part, model.image_size) * 2 - 1 for part in parts))
+        device, made = vae.device, new_vae(model.latents.vae, model.image_size, seed)
+        made.load_state_dict(vae.state_dict())  # what ZeRO-3 trained would ask the other ranks for its parts
+        vae = made.to(device).eval()
+        measure_scale(vae, (pictures.pixels(part, model.image_size) * 2 - 1 for part in parts))
         draft = folder / "vae.tmp"
         shutil.rmtree(draft, ignore_errors=True)
         vae.save_pretrained(draft, safe_serialization=True)

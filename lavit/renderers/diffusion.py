@@ -213,7 +213,7 @@ class DiffusionRenderer(nn.Module):
             ValueError: seeds that are not one a picture, or a size or sampler that there is not.
         """
         config = self.config
-        allowed = [(config.image_size, config.image_size), *known_sizes(config)]
+        allowed = list(dict.fromkeys([(config.image_size, config.image_size), *known_sizes(config)]))
         size = allowed[0] if size is None else tuple(size)
         if size not in allowed:
             told = ", ".join(f"{height} × {width}" for height, width in allowed)

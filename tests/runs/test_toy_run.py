@@ -27,6 +27,7 @@ from lavit.training.engine import digest
 from lavit.workspace import Workspace
 from pretrain.finetune import started_from
 from pretrain.train import main as pretrain_alone
+from tokenizer.train_autoencoder import main as train_autoencoder
 from tokenizer.train_decoder import main as train_decoder
 
 ROOT = Path(__file__).parents[2]
@@ -204,6 +205,68 @@ def test_runs_that_cannot_be_gone_on_from(finished: Path, tmp_path: Path, settin
     experiment = load_experiment(TOY, [f"run={tmp_path}", f"finetune.start={finished}", setting])
     with pytest.raises(ValueError, match=said):
         started_from(experiment)
+
+
+LATENTS = """
+base: {toy}
+run: {run}
+tokens_from: {finished}
+autoencoder:
+  model: {{features: 0.1}}
+  train: {{steps: 4, batch: 8, zero_stage: 3, checkpoint_every: 3, log_every: 1, ema: 0.5}}
+decoder:
+  model:
+    latents: {{vae: {{channels: [8, 16], latent_channels: 4, groups: 4}}}}
+    conditioning: {{sdxl: {{widths: [8, 16], heads: 2, time: 8}}}}
+    sizes: [[32, 48]]
+    draft: false
+    prediction: flow_prediction
+    sampler: euler
+    guidance: 2.0
+    unet: {{cross_attention: [false, true], transformers: [1, 2], linear: true}}
+  train: {{steps: 4, zero_stage: 3, accumulate: 2}}
+"""
+
+
+@pytest.mark.timeout(280)
+def test_a_decoder_of_the_larger_shape_on_latents_of_its_own_vae(finished: Path, tmp_path: Path) -> None:
+    """Two ranks, ZeRO-3, through the real launcher; what stands beside the weights is in no checkpoint."""
+    config = tmp_path / "latents.yaml"
+    config.write_text(LATENTS.format(toy=TOY, run=tmp_path / "run", finished=finished))
+    experiment = load_experiment(config)
+    work = Workspace(experiment, tmp_path / "run")
+    with pytest.raises(ValueError, match="no VAE at .*autoencoder/vae; run tokenizer.train_autoencoder first"):
+        work.vae()
+    environment = os.environ | launch_environment(2)
+    for module in ("tokenizer.train_autoencoder", "tokenizer.train_decoder"):
+        command = [sys.executable, "-m", "lavit.launch", module, "--processes", "2", "--", str(config)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=130)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    vae, renderer = work.vae(), work.renderer()
+    about = json.loads((work.run / "autoencoder" / "done.json").read_text())
+    assert vae.config.scaling_factor == about["scaling_factor"] != 1.0
+    averages = load_file(work.run / "decoder" / "checkpoints" / "step4" / "ema.safetensors")
+    released = load_file(work.run / "decoder" / "renderer.safetensors")
+    assert {name.removeprefix("renderer.") for name in averages} == released.keys()
+    assert {name.split(".")[0] for name in released} == {"unet", "conditioning"}
+    for name, value in averages.items():
+        np.testing.assert_array_equal(released[name.removeprefix("renderer.")], value, err_msg=name)
+    features = work.tokenizer().decode(work.tokenizer().lookup(*work.codes("captions", "test").padded([0, 1])))
+    assert renderer.render(features, [0, 1]).shape == (2, 3, 32, 32)
+    assert renderer.render(features, [0, 1], size=(32, 48)).shape == (2, 3, 32, 48)
+
+
+def test_an_autoencoder_that_the_decoder_does_not_ask_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="decoder.model.latents has no VAE to be trained; give it one"):
+        train_autoencoder(load_experiment(TOY, [f"run={tmp_path}"]), tmp_path)
+
+
+def test_the_curve_has_every_sampler_and_number_of_steps(finished: Path) -> None:
+    curve = json.loads((finished / "eval" / "reconstruction" / "figures.json").read_text())["curve"]
+    found = [(row["sampler"], row["steps"]) for row in curve]
+    assert found == [(sampler, steps) for sampler in ("ddim", "dpm") for steps in (2, 4, 8, 20, 50)]
+    assert all(0 <= row["r5"] <= 1 and row["fd_lite0"] > 0 for row in curve)
+    assert len({row["fd_lite0"] for row in curve}) == len(curve), "each is rendered anew"
 
 
 def test_a_decoder_of_larger_pictures_than_there_are_is_refused(tmp_path: Path) -> None:
