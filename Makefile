@@ -5,15 +5,16 @@ HOSTFILE ?=
 ARGS ?=
 RUNS ?=
 OFFICIAL ?=
+OUT ?=
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 LAUNCH = $(RUN) -m lavit.launch
 LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTFILE)) -- $(CONFIG) $(ARGS)
 
-.PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune decoder \
+.PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune autoencoder decoder \
 	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers \
-	plan bench report
+	plan bench report release
 
 setup: $(VENV)/.complete
 
@@ -53,6 +54,9 @@ pretrain: setup
 finetune: setup
 	@$(LAUNCH) pretrain.finetune $(LAUNCHED)
 
+autoencoder: setup
+	@$(LAUNCH) tokenizer.train_autoencoder $(LAUNCHED)
+
 decoder: setup
 	@$(LAUNCH) tokenizer.train_decoder $(LAUNCHED)
 
@@ -80,6 +84,9 @@ plan: setup
 bench: setup
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt -c requirements.txt
 	@$(RUN) -m eval.bench $(ARGS)
+
+release: setup
+	@$(RUN) -m eval.export $(OUT) $(CONFIG) $(ARGS)
 
 report: setup
 	@$(RUN) -m eval.report $(CONFIG) $(ARGS)

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ LAVIT = (
         needs=("eval/tokenizer", "eval/caption", "eval/vqa", "eval/reconstruction", "eval/text_to_image"),
     ),
 )
+# Between the data and the decoder, where the decoder works on latents of a VAE that is to be trained.
+AUTOENCODER = Stage("autoencoder", "tokenizer.train_autoencoder", needs=("data",), ranks=True)
 
 HEADLINES = {
     "tokenizer.cosine": "tokenizer cosine, held out",
@@ -60,15 +63,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         demo = load_section(argv[0], argv[1:], "demo", DemoConfig)
         if not (run / "config.yaml").is_file() and (mistake := schema_mistake(argv)):
             raise ValueError(mistake)
-        conductor = Conductor(LAVIT, run, argv, demo, screen)
+        stages = stages_of(argv[0], argv[1:])
+        conductor = Conductor(stages, run, argv, demo, screen)
         status = conductor.conduct()
         if status == 0:
             check_settings(run, argv[0], argv[1:], seen=bool(conductor.ran))
-            show_results(run, LAVIT, screen)
+            show_results(run, stages, screen)
         return status
     except ValueError as error:
         screen.line(f"error: {error}")
         return 2
+
+
+def stages_of(config: str, overrides: Sequence[str]) -> tuple[Stage, ...]:
+    """The stages of an experiment: all have those of the table, and some an autoencoder's before the decoder."""
+    vae: dict[str, Any] | None = None
+    for _, layer in read_layers(config, list(overrides)):
+        latents = ((layer.get("decoder") or {}).get("model") or {}).get("latents") or {}
+        vae = None if latents.get("folded") is not None else vae  # another choice
+        vae = {**(vae or {}), **latents["vae"]} if latents.get("vae") is not None else vae
+    if vae is None or vae.get("folder") is not None:
+        return LAVIT
+    place = next(i for i, stage in enumerate(LAVIT) if stage.name == "decoder")
+    decoder = replace(LAVIT[place], needs=(*LAVIT[place].needs, AUTOENCODER.name))
+    return (*LAVIT[:place], AUTOENCODER, decoder, *LAVIT[place + 1 :])
 
 
 def schema_mistake(argv: Sequence[str]) -> str:

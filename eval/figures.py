@@ -19,7 +19,7 @@ REQUIRED = {
     "text_to_image": "feature_r10 rendered_r10 shuffled_r10 chance_r10 n",
 }
 EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
-CLOCKS = {name: (name,) for name in ("assets", "data", "tokenizer", "extract", "pretrain", "decoder")}
+CLOCKS = {name: (name,) for name in ("assets", "data", "tokenizer", "extract", "pretrain", "autoencoder", "decoder")}
 CLOCKS["eval"] = EVALUATIONS
 
 
@@ -56,7 +56,7 @@ def metrics_of(figures: Metrics, seconds: dict[str, float | None]) -> Metrics:
 
 
 def stage_seconds(run: Path) -> dict[str, float | None]:
-    """Wall seconds of each stage; null for one whose clock never ran.
+    """Wall seconds of each stage; null for one whose clock never ran, nothing for an autoencoder that none asked for.
 
     Stages that ran at the same time count their own seconds each, so that the sum may exceed ``total``, which is the
     clock of the program that ran them all. Where the stages were run one by one there is no such clock, and the total
@@ -65,7 +65,8 @@ def stage_seconds(run: Path) -> dict[str, float | None]:
     seconds: dict[str, float | None] = {}
     for name, folders in CLOCKS.items():
         ran = [read_seconds(run / folder) for folder in folders if (run / folder / "seconds.json").is_file()]
-        seconds[name] = round(sum(ran), 1) if ran else None
+        if ran or name != "autoencoder":
+            seconds[name] = round(sum(ran), 1) if ran else None
     known = sum(value for value in seconds.values() if value is not None)
     return {**seconds, "total": round(read_seconds(run) or known, 1)}
 

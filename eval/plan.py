@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +30,10 @@ from lavit.experiment import Experiment, load_experiment
 from lavit.layers.chunked_loss import AT_ONCE
 from lavit.model import ModelConfig, UnifiedLM, checkpoint_blocks, llama_of
 from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.renderers.latents import vae_options
+from lavit.renderers.objective import RendererObjective
 from lavit.runs import is_done
+from lavit.tokenizers.decoder import FeatureDecoder
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.merger import Merger
 from lavit.tokenizers.tokenizer import Tokenizer
@@ -73,7 +77,7 @@ class StagePlan:
     train: TrainConfig
     items: str
     tokens: int | None = None
-    beside: int = 0  # parameters of a frozen model that every GPU holds whole, whatever the ZeRO stage
+    beside: int = 0  # parameters of frozen models that every GPU holds whole, whatever the ZeRO stage
 
     @property
     def parameters(self) -> int:
@@ -90,6 +94,8 @@ class StagePlan:
         kept += LOGIT_BYTES * min(AT_ONCE, micro * sum(part.logits for part in self.parts))
         sharded = self.parameters - self.beside
         states = state_bytes(sharded, self.trainable, stage, gpus, self.sizes(stage))
+        if self.train.ema:  # averages are spread where the weights are
+            states += -(-STATE_BYTES[0] * self.trainable // (gpus if stage == 3 else 1))
         return states + STATE_BYTES[0] * self.beside, kept
 
     def sizes(self, stage: int) -> tuple[int, int, int]:
@@ -116,12 +122,13 @@ def state_bytes(
 
 
 def plan(experiment: Experiment) -> list[StagePlan]:
-    """The three trainings of an experiment.
+    """The three trainings of an experiment, and that of its VAE where it has one of its own.
 
     Raises:
         ValueError: a language model in a folder whose shape the configuration does not say.
     """
-    return [tokenizer_plan(experiment), pretrain_plan(experiment), decoder_plan(experiment)]
+    own = [autoencoder_plan(experiment)] if experiment.trains_autoencoder else []
+    return [tokenizer_plan(experiment), pretrain_plan(experiment), *own, decoder_plan(experiment)]
 
 
 def tokenizer_plan(experiment: Experiment) -> StagePlan:
@@ -235,7 +242,8 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
     config, train = experiment.pretrain.model, experiment.pretrain.train
     tokenizer, text = experiment.tokenizer.model, experiment.pretrain.text
     shape = known_shape(config)
-    text_size = shape.vocab_size if shape is not None else text.trained.vocabulary if text.trained else 32000
+    own = text.trained or text.words
+    text_size = shape.vocab_size if shape is not None else own.vocabulary if own else 32000
     vocabulary = tokenizer.vocabulary(text_size)
     kind, choice = tokenizer.selection.chosen()
     words = choice.tokens if kind == "even" else round(choice.rho * tokenizer.encoder.patches)
@@ -296,17 +304,45 @@ def cached(experiment: Experiment) -> bool:
 
 
 def decoder_plan(experiment: Experiment) -> StagePlan:
-    """Stage 3 on images; the tokenizer runs ahead of it and is not counted."""
-    config, train, encoder = experiment.decoder.model, experiment.decoder.train, experiment.tokenizer.model.encoder
+    """Stage 3 on images; the tokenizer's decoder and the VAE stand beside what is trained."""
+    config, train = experiment.decoder.model, experiment.decoder.train
+    model = replace(experiment.tokenizer.model, attention="sdpa")
+    encoder, kind = model.encoder, model.selection.chosen()
+    kept = kind[1].tokens if kind[0] == "even" else max(1, round(kind[1].rho * encoder.patches))
     with torch.device("meta"):
         renderer = DiffusionRenderer(config, encoder.width, encoder.patches)
-    with imagined(train.precision, renderer):
-        noisy = torch.empty(1, renderer.channels, renderer.grid, renderer.grid)
+        objective = RendererObjective(renderer, nn.Identity())
+        places = bool(model.places)
+        size = (model.quantizer.width, encoder.grid, encoder.width)
+        reader = FeatureDecoder(*size, model.decoder, places=places).requires_grad_(False)
+        vae = None
+        if config.latents.vae is not None:
+            vae = AutoencoderKL(**vae_options(config.latents.vae)).requires_grad_(False)
+    with imagined(train.precision, objective, reader, *([vae] if vae else [])):
+        noisy, images = torch.empty(1, *config.shape), torch.empty(1, 3, config.image_size, config.image_size)
         features = torch.empty(1, encoder.patches, encoder.width)
+        words, keep = torch.empty(1, kept, model.quantizer.width), torch.ones(1, kept, dtype=torch.bool)
+        position = torch.zeros(1, kept, dtype=torch.int64)
         time, drop = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)
-        mark_frozen(renderer, train)
-        predict = lambda: renderer.predict(noisy, time, features, drop)[0]  # noqa: E731
-        return StagePlan("decoder", [part("U-Net", renderer, predict)], train, "images")
+        mark_frozen(objective, train)
+        parts = [part("feature decoder", reader, torch.no_grad()(lambda: reader(words, keep, position)))]
+        if vae is not None:
+            parts.append(part("VAE", vae, torch.no_grad()(lambda: vae.encode(images))))
+        beside = sum(one.parameters for one in parts)
+        parts.append(part("U-Net", renderer, lambda: renderer.predict(noisy, time, features, drop)[0]))
+        return StagePlan("decoder", parts, train, "images", beside=beside)
+
+
+def autoencoder_plan(experiment: Experiment) -> StagePlan:
+    """The VAE of the pixel decoder, on images."""
+    config, train = experiment.decoder.model, experiment.autoencoder.train
+    with torch.device("meta"):
+        vae = AutoencoderKL(**vae_options(config.latents.vae))
+    with imagined(train.precision, vae):
+        images = torch.empty(1, 3, config.image_size, config.image_size)
+        mark_frozen(vae, train)
+        forward = lambda: vae.decode(vae.encode(images).latent_dist.mean).sample  # noqa: E731
+        return StagePlan("autoencoder", [part("VAE", vae, forward)], train, "images")
 
 
 @contextmanager

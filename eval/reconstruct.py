@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lavit.data.order import generator_for
+from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.images import frechet_distance, psnr
 from lavit.metrics.retrieval import chance_recall, recall_at
 from lavit.pipeline import BATCH, LaVIT
+from lavit.renderers.sampling import samplers_of
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.features import write_array
 from lavit.workspace import Workspace
 
+STEPS = (2, 4, 8, 20, 50)  # of the curve
 MEAN_OF = 512  # training pictures whose mean is the dullest baseline
 
 
@@ -33,7 +36,8 @@ def main(experiment: Experiment, run: Path) -> None:
     )
     numbers = pictures.distinct(cfg.reconstructions)
     features = system.features([codes.codes(n) for n in numbers])
-    images = system.render(features, generator_for(experiment.seed, 1))
+    seeds = [seed_for(experiment.seed, 1, n) for n in numbers]
+    images = system.render(features, seeds)
     progress.update(1)
     originals = pictures.pixels(numbers, images.shape[-1])
     progress.update(2)
@@ -41,13 +45,28 @@ def main(experiment: Experiment, run: Path) -> None:
     mean = train.pixels(train.distinct(MEAN_OF), images.shape[-1]).mean(0, keepdim=True)
     figures = measure(system, images, originals)
     if experiment.decoder.model.draft:  # what the diffusion adds to
-        draft = system.renderer.unfold(system.renderer.draft(features))
+        draft = system.renderer.draft_images(features)
         figures |= {f"draft_{k}": v for k, v in measure(system, draft, originals).items()}
     figures |= {"psnr_mean_image": float(psnr(mean.expand_as(originals), originals).mean())}
     figures |= {f"chance_r{k}": chance_recall(len(numbers), min(k, len(numbers))) for k in (1, 5)}
+    if cfg.curve:
+        few = slice(0, cfg.curve)
+        figures["curve"] = curve(system, features[few], seeds[few], originals[few])
     write_array(folder / "images.npy", to_bytes(images))
     write_json(folder / "figures.json", figures | {"n": len(numbers), "split": cfg.split, "numbers": numbers})
     progress.update(3)
+
+
+def curve(system: LaVIT, features: Tensor, seeds: list[int], originals: Tensor) -> list[dict[str, Any]]:
+    """R@5 and the Fréchet distance by the number of steps, of each sampler that goes with the decoder's prediction."""
+    rows = []
+    for sampler in samplers_of(system.renderer.config.prediction):
+        for steps in STEPS:
+            parts = zip(features.split(BATCH), torch.tensor(seeds).split(BATCH), strict=True)
+            images = [system.renderer.render(x, s.tolist(), steps=steps, sampler=sampler) for x, s in parts]
+            figures = measure(system, torch.cat(images), originals)
+            rows.append({"sampler": sampler, "steps": steps, "r5": figures["r5"], "fd_lite0": figures["fd_lite0"]})
+    return rows
 
 
 def measure(system: LaVIT, images: Tensor, originals: Tensor) -> dict[str, float]:

@@ -39,8 +39,9 @@ def main(experiment: Experiment, run: Path) -> None:
 def measured(metrics: Metrics) -> dict[str, Any]:
     """What the template shows of metrics.json."""
     seconds = metrics["seconds"]
-    longest = max([1.0, *(seconds[stage] or 0.0 for stage in CLOCKS)])
-    return {"metrics": metrics, "table": table(metrics), "seconds": seconds, "stages": list(CLOCKS), "longest": longest}
+    stages = [stage for stage in CLOCKS if stage in seconds]
+    longest = max([1.0, *(seconds[stage] or 0.0 for stage in stages)])
+    return {"metrics": metrics, "table": table(metrics), "seconds": seconds, "stages": stages, "longest": longest}
 
 
 def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
@@ -166,9 +167,11 @@ def training_curves(work: Workspace) -> list[dict[str, str]]:
     """A plot of each training from its log."""
     stage = work.experiment.tokenizer
     codebook = {"codebook on": stage.plain_steps} if 0 < stage.plain_steps < stage.train.steps else {}
+    own = [("autoencoder", "Autoencoder", "error of pixels", {"error": "error"}, {})]
     plots = (
         ("tokenizer", "Tokenizer", "cosine, reconstructed", {"cosine": "cosine"}, codebook),
         ("pretrain", "Language model", "nats a token", {"text": "text", "image": "visual words"}, {}),
+        *(own if work.experiment.trains_autoencoder else []),
         ("decoder", "Pixel decoder", "mean squared error", {"loss": "U-Net", "draft": "linear draft"}, {}),
     )
     return [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eval.reconstruct import pooled, similarity, to_bytes
-from lavit.data.order import generator_for, seed_for
+from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
 from lavit.pipeline import LaVIT
@@ -31,7 +31,7 @@ def main(experiment: Experiment, run: Path) -> None:
     drawn = system.draw_best(texts, cfg.image, cfg.candidates, [seed_for(experiment.seed, 2, n) for n in numbers])
     features = system.features(drawn)
     progress.update(1)
-    images = system.render(features, generator_for(experiment.seed, 3))
+    images = system.render(features, [seed_for(experiment.seed, 3, n) for n in numbers])
     progress.update(2)
     size = experiment.tokenizer.model.encoder.image_size
     real_features = system.tokenizer.patch_features(pictures.inputs(numbers, size)).mean(1)

@@ -15,7 +15,8 @@ from lavit.data.prepare import DataConfig
 from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
 from lavit.generation.plans import ImagePlan, TextPlan, check_plan
 from lavit.model import ModelConfig
-from lavit.renderers.diffusion import DiffusionConfig
+from lavit.renderers.autoencoder import AutoencoderConfig, check_autoencoder
+from lavit.renderers.diffusion import DiffusionConfig, check_diffusion
 from lavit.runs import (
     DemoConfig,
     FolderLock,
@@ -80,6 +81,18 @@ class FinetuneStage:
 
 
 @dataclass
+class AutoencoderStage:
+    """The VAE of the pixel decoder, where ``decoder.model.latents.vae`` has no folder to take one from.
+
+    Its shape is said there; ``scale_sample`` training pictures are what its latents' scale is measured on.
+    """
+
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    scale_sample: int = 1024
+
+
+@dataclass
 class DecoderStage:
     """Stage 3: tokens to pixels."""
 
@@ -104,7 +117,8 @@ class ExtractionConfig:
 class EvaluationConfig:
     """What is measured on which split, and how the model writes captions (``text``), answers questions and draws.
 
-    ``candidates`` drawings are made of a text, of which the model keeps the one that it captions best.
+    ``candidates`` drawings are made of a text, of which the model keeps the one that it captions best. ``curve``
+    reconstructs the first ``curve`` pictures with few and many steps of every sampler too; none at 0.
     """
 
     split: str = "test"
@@ -112,6 +126,7 @@ class EvaluationConfig:
     retrieval: int = 100
     questions: int = 2000
     reconstructions: int = 200
+    curve: int = 0
     drawings: int = 100
     candidates: int = 1
     derangements: int = 20
@@ -137,15 +152,22 @@ class Experiment:
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     pretrain: PretrainStage = field(default_factory=PretrainStage)
     finetune: FinetuneStage = field(default_factory=FinetuneStage)
+    autoencoder: AutoencoderStage = field(default_factory=AutoencoderStage)
     decoder: DecoderStage = field(default_factory=DecoderStage)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    @property
+    def trains_autoencoder(self) -> bool:
+        """Whether the pixel decoder's VAE is this run's own."""
+        vae = self.decoder.model.latents.vae
+        return vae is not None and vae.folder is None
 
 
 # The stage whose work depends on a setting, by the beginning of its key; what is not here concerns the whole run.
 # Those of "" change nothing but, with the number of processes, the last digits.
 CHANGES_NO_RESULT = tuple(
     f"{stage}.train.{name}"
-    for stage in ("tokenizer", "pretrain", "decoder")
+    for stage in ("tokenizer", "pretrain", "autoencoder", "decoder")
     for name in ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
 )
 OWNERS = {
@@ -160,7 +182,9 @@ OWNERS = {
     "extraction.features": "extract",
     "pretrain": "pretrain",
     "finetune": "pretrain",
+    "autoencoder": "autoencoder",
     "decoder": "decoder",
+    "decoder.model.latents": "autoencoder",
     "evaluation": "eval",
 }
 
@@ -203,11 +227,6 @@ def check(experiment: Experiment) -> None:
         )
     if e.data.vqa is None and e.pretrain.mixture.question_answer:
         raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
-    if e.decoder.model.image_size % e.decoder.model.patch:
-        raise ValueError(
-            f"decoder.model.image_size {e.decoder.model.image_size} is not a multiple of decoder.model.patch "
-            f"{e.decoder.model.patch}"
-        )
     if not 0 <= e.tokenizer.plain_steps < e.tokenizer.train.steps:
         raise ValueError(
             f"tokenizer.plain_steps {e.tokenizer.plain_steps} leaves no step for the codebook; "
@@ -216,6 +235,9 @@ def check(experiment: Experiment) -> None:
     if e.tokens_from and e.finetune.start:
         raise ValueError("tokens_from and finetune.start are both set; finetune.start takes that run's tokens itself")
     check_tokenizer(e.tokenizer)
+    if e.decoder != DecoderStage():  # a file that is about a tokenizer alone may leave the decoder out
+        check_diffusion(e.decoder.model, patches)
+    check_autoencoder(e.autoencoder.model)
     if e.extraction.batch < 1:
         raise ValueError(f"extraction.batch is {e.extraction.batch}; it must be at least 1")
     mixture = e.pretrain.mixture
@@ -228,7 +250,8 @@ def check(experiment: Experiment) -> None:
         raise ValueError(
             f"pretrain.model.llm.asset '{e.pretrain.model.llm.asset}' is unknown; choose {', '.join(LLMS)}"
         )
-    for name, train in (("tokenizer", e.tokenizer.train), ("pretrain", e.pretrain.train), ("decoder", e.decoder.train)):
+    for name in ("tokenizer", "pretrain", "autoencoder", "decoder"):
+        train = getattr(e, name).train
         check_train(train, f"{name}.train")
         if train.batch % (e.demo.processes * train.accumulate):
             raise ValueError(

@@ -30,13 +30,14 @@ from lavit.vocabulary import Vocabulary
 
 @dataclass
 class ScratchConfig:
-    """A LLaMA from random weights."""
+    """A LLaMA from random weights; ``tied`` makes the text rows of its embedding those of its head."""
 
     hidden: int = 256
     layers: int = 4
     heads: int = 4
     mlp: int = 688
     max_position: int = 512
+    tied: bool = False
 
 
 @dataclass
@@ -111,7 +112,7 @@ def build_llm(config: ModelConfig, text_size: int, seed: int) -> nn.Module:
             check_shape(llm.config, llama_of(config.shape), folder)
         return llm
     c = config.llm.scratch
-    shape = LLMShape(c.hidden, c.layers, c.heads, c.heads, c.mlp, c.max_position, text_size)
+    shape = LLMShape(c.hidden, c.layers, c.heads, c.heads, c.mlp, c.max_position, text_size, c.tied)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(llama_of(shape))

@@ -1,118 +1,415 @@
-"""The trained parts together: caption, answer, draw, reconstruct."""
+"""A trained system to use: captions, answers, drawings, reconstructions, tokens.
+
+```python
+from lavit.pipeline import LaVIT
+
+lavit = LaVIT.from_pretrained("release")
+lavit.caption("cat.png")
+lavit.answer("cat.png", "what colour is it?")
+lavit.draw("a red apple", seed=1).save("apple.png")
+```
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lavit.data.documents import Document, DocumentMaker
+from lavit.data.images import as_image
 from lavit.data.order import seed_for
-from lavit.generation import ImagePlan, TextPlan, continuation_likelihood, draw_codes, log_likelihood, write_text
-from lavit.model import UnifiedLM
-from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.generation import (
+    ImagePlan,
+    TextPlan,
+    continuation_likelihood,
+    draw_codes,
+    log_likelihood,
+    write_interleaved,
+    write_text,
+)
+from lavit.release import GenerationConfig, LanguageConfig, Parts, read_release, write_release
 from lavit.tokenizers.codes import pad_codes
-from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.tokens import Picture, Tokens
+from lavit.tokenizers.encoders import to_pixels
+from lavit.tokens import Picture
 from lavit.workspace import Workspace
 
 BATCH = 64
 
 
+class VisualTokens(NamedTuple):
+    """A picture's tokens, in raster order.
+
+    Attributes:
+        words: (n,) int64 visual words, as the language model counts them.
+        codes: (n,) int64 entries of the codebook.
+        places: (n,) int64 the patches they came from, of a grid of ``grid`` × ``grid``, row by row.
+        grid: patches a side.
+    """
+
+    words: Tensor
+    codes: Tensor
+    places: Tensor
+    grid: int
+
+
+class Refused(ValueError):
+    """A picture that the policy does not let out."""
+
+
 class LaVIT:
     """A trained tokenizer, language model and renderer.
 
-    The text plan limits what is written, the image plan what is drawn. Without a renderer nothing becomes pixels.
+    What is called an image below is a path, a PIL image, an array or a tensor (:func:`lavit.data.images.as_image`).
+    Given one, a method returns one result; given a list, a list, in batches. Pictures that are to be understood enter
+    as continuous features, those in the prompt of a drawing as ids (LaVIT, arXiv 2309.04669, section 3.2).
+
+    ``policy`` is off by default: a function that is given each picture before it leaves, with the text that it was
+    drawn from ("" without one), and says why it must not ("" if it may). What it refuses raises :class:`Refused`.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        model: UnifiedLM,
-        renderer: DiffusionRenderer | None,
-        text,
-        row: int,
-        read: str = "features",
-    ):
-        self.tokenizer, self.model, self.renderer, self.text, self.row = tokenizer, model, renderer, text, row
-        self.maker = DocumentMaker(model.vocabulary, text, row, read)
+    def __init__(self, parts: Parts, policy: Callable[[Image.Image, str], str] | None = None):
+        self.parts, self.policy = parts, policy
+        self.tokenizer, self.model, self.renderer = parts.tokenizer, parts.model, parts.renderer
+        self.text, self.row, self.plans = parts.text, parts.language.row, parts.generation
+        self.maker = DocumentMaker(self.model.vocabulary, self.text, self.row, parts.language.read)
+
+    # ---------------------------------------------------------------------------------------------- opening, saving
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        bits: int | None = None,
+        offload: bool = False,
+        verify: bool = True,
+    ) -> LaVIT:
+        """The system of a release folder.
+
+        Args:
+            folder: what :meth:`save_pretrained` wrote.
+            device: by default a GPU if there is one.
+            dtype: of the language model and the U-Net; by default bfloat16 on a GPU and float32 elsewhere. The
+                tokenizer stays in float32: which patches are kept would change.
+            bits: 8 or 4 for the matrices of the language model's blocks (needs bitsandbytes).
+            offload: keep the language model's blocks in the CPU's memory and move each layer to the GPU in its turn.
+            verify: compare every file with the digest that the release has of it.
+
+        Raises:
+            ValueError: no release there, files that are missing or altered (named), or an unknown dtype.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(read_release(Path(folder), verify, device, _dtype(dtype, device), bits, offload))
 
     @classmethod
     def from_run(cls, work: Workspace, renders: bool = True) -> LaVIT:
         """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
+        stage, cfg = work.experiment.pretrain, work.experiment.evaluation
+        language = LanguageConfig(stage.row, stage.read, stage.model.port)
+        plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates)
         renderer = work.renderer() if renders else None
-        stage = work.experiment.pretrain
-        return cls(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), stage.row, stage.read)
+        return cls(Parts(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), language, plans))
 
-    def look(self, inputs: Tensor) -> list[Picture]:
-        """Images (B, 3, S, S) in [0, 1], or their standardized features (B, P, D), as pictures."""
-        with torch.no_grad():
-            patches = self.tokenizer.patch_features(inputs)
-            tokens: Tokens = self.tokenizer.encode_features(patches)
-        if not self.model.port.merges:
-            rows = zip(self.tokenizer.words(tokens), tokens.features, tokens.keep, strict=True)
-            return [Picture(words[real], features[real]) for words, features, real in rows]
-        kept = torch.zeros(patches.shape[:2], dtype=torch.bool).scatter_add_(1, tokens.position, tokens.keep)
-        rows = zip(self.tokenizer.words(tokens), patches, kept, tokens.keep, strict=True)
-        return [Picture(words[real], features, keep) for words, features, keep, real in rows]
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | str | None = None, card: str = "") -> None:
+        """Write a release folder, whole or not at all; ``dtype`` is that of matrices on disk, ``card`` its README.md.
 
-    def caption(self, pictures: list[Picture], plan: TextPlan, seeds: list[int] | None = None) -> list[str]:
-        """A caption each; a plan that draws by lot needs ``seeds``, one each."""
-        return self._write([self.maker.caption_prompt(p) for p in pictures], plan, seeds)
+        Raises:
+            ValueError: the folder holds something already, or cannot be written.
+        """
+        dtype = _dtype(dtype, torch.device("cpu")) if dtype else None
+        write_release(Path(folder), self.parts, card or CARD, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.head.new.device  # the blocks may be elsewhere
+
+    # -------------------------------------------------------------------------------------------------- to the user
+
+    def caption(self, images: Any, plan: TextPlan | None = None, seed: int | Sequence[int] = 0) -> Any:
+        """What is in an image, as text; a list for a list. The ``seed`` counts where the plan draws words by lot."""
+        several, alone = _several(images)
+        prompts = [self.maker.prompt([picture], "text") for picture in self.see(several)]
+        return _one(self._write(prompts, plan or self.plans.caption, seed), alone)
 
     def answer(
-        self, pictures: list[Picture], questions: list[str], plan: TextPlan, seeds: list[int] | None = None
-    ) -> list[str]:
-        """An answer to each picture's question."""
-        pairs = zip(pictures, questions, strict=True)
-        return self._write([self.maker.question_prompt(p, q) for p, q in pairs], plan, seeds)
+        self,
+        images: Any,
+        questions: str | Sequence[str],
+        plan: TextPlan | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> Any:
+        """The answer to a question about an image; a list for lists of equal length.
 
-    def _write(self, prompts: list[Document], plan: TextPlan, seeds: list[int] | None) -> list[str]:
-        texts: list[str] = []
-        for start in range(0, len(prompts), BATCH):
-            part = slice(start, start + BATCH)
-            ids = write_text(self.model, prompts[part], self.text.eos_token_id, plan, seeds and seeds[part])
-            texts += [self.text.decode(row, skip_special_tokens=True).strip() for row in ids]
-        return texts
+        Raises:
+            ValueError: an empty question, or more or fewer questions than images.
+        """
+        several, alone = _several(images)
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        if len(asked) != len(several):
+            raise ValueError(f"{len(several)} images and {len(asked)} questions; give one question an image")
+        if not all(question.strip() for question in asked):
+            raise ValueError("a question is empty; ask something")
+        pairs = zip(self.see(several), asked, strict=True)
+        prompts = [self.maker.question_prompt(picture, question) for picture, question in pairs]
+        return _one(self._write(prompts, plan or self.plans.answer, seed), alone)
+
+    def draw(
+        self,
+        texts: Any = None,
+        images: Any = None,
+        seed: int | Sequence[int] = 0,
+        plan: ImagePlan | None = None,
+        candidates: int | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+    ) -> Any:
+        """Draw from text, from images, or from both; a list of drawings for a list of texts.
+
+        Args:
+            texts: a text, or a list of them. A tuple is one prompt of several parts, texts and images in any order.
+            images: an image or a list of them that the text follows; for a list of texts a list with one such entry
+                (or None) for each.
+            seed: one seed gives one drawing, whatever is drawn beside it; or a list of them, one a drawing.
+            plan: how the language model samples visual words.
+            candidates: drawings of each text among which the model chooses the one that it captions best with it.
+            guidance: of the pixel decoder; 1 is none.
+            steps: of the pixel decoder.
+
+        Raises:
+            ValueError: an empty prompt, one that is too long, or a system that has no pixel decoder.
+            Refused: the policy keeps a picture back.
+        """
+        prompts, alone = self._drawing_prompts(texts, images)
+        seeds = _seeds(seed, len(prompts))
+        words = self.draw_best(prompts, plan or self.plans.image, candidates or self.plans.candidates, seeds)
+        said = [_text_of(prompt) for prompt in prompts]
+        return _one(self.paint(words, seeds, said, guidance, steps), alone)
+
+    def write(self, prompt: Any, seed: int = 0, pictures: int = 2) -> list[str | Image.Image]:
+        """Go on with a prompt, a text or a tuple of texts and images, with text and at most so many pictures in it."""
+        parts = prompt if isinstance(prompt, tuple) else (prompt,)
+        start, free = self.maker.prompt(self._parts(parts), "text"), self.maker.prompt([], "image")
+        end, places = self.text.eos_token_id, self.tokenizer.places
+        plans = (self.plans.caption, self.plans.image)
+        (spans,) = write_interleaved(self.model, [start], free, *plans, [seed], end, places, pictures)
+        out: list[str | Image.Image] = []
+        for number, span in enumerate(spans):
+            if span.modality == "text":
+                out.append(self.text.decode(span.ids, skip_special_tokens=True).strip())
+            else:
+                words = self.model.vocabulary.to_codes(span.ids[1:-1])
+                out += self.paint([words], [seed_for(seed, number)], [""])
+        return [piece for piece in out if piece != ""]
+
+    def reconstruct(
+        self,
+        images: Any,
+        tokens: int | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance: float | None = None,
+        steps: int | None = None,
+    ) -> Any:
+        """An image as its tokens remember it, without the language model; ``tokens`` sets how many of them."""
+        several, alone = _several(images)
+        words = [found.words for found in self._tokens(several, tokens)]
+        return _one(self.paint(words, _seeds(seed, len(words)), [""] * len(words), guidance, steps), alone)
+
+    def tokens(self, images: Any, tokens: int | None = None) -> Any:
+        """An image's tokens (:class:`VisualTokens`), as many as its content asks for or as ``tokens`` says."""
+        several, alone = _several(images)
+        return _one(self._tokens(several, tokens), alone)
+
+    def paint(
+        self,
+        words: list[Tensor],
+        seeds: Sequence[int],
+        texts: Sequence[str],
+        guidance: float | None = None,
+        steps: int | None = None,
+    ) -> list[Image.Image]:
+        """Pictures of visual words, each (n,) int64; ``texts`` is what the policy is told of them."""
+        pixels = self.render(self.features(words), seeds, guidance, steps)
+        levels = (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        pictures = [Image.fromarray(picture) for picture in levels]
+        for picture, text in zip(pictures, texts, strict=True) if self.policy else ():
+            if reason := self.policy(picture, text):
+                raise Refused(f"the picture of '{text}' is kept back: {reason}")
+        return pictures
+
+    # ------------------------------------------------------------------------------------------- to the evaluations
+
+    def see(self, images: list[Any]) -> list[Picture]:
+        """Images as the language model is shown them; what is one already stays."""
+        found = [image if isinstance(image, Picture) else None for image in images]
+        unseen = [number for number, picture in enumerate(found) if picture is None]
+        for start in range(0, len(unseen), BATCH):
+            part = unseen[start : start + BATCH]
+            for number, picture in zip(part, self.look(self._pixels([images[n] for n in part])), strict=True):
+                found[number] = picture
+        return found
+
+    @torch.no_grad()
+    def look(self, inputs: Tensor) -> list[Picture]:
+        """Images (B, 3, S, S) in [0, 1], or their standardized features (B, P, D), as pictures."""
+        patches = self.tokenizer.patch_features(inputs.to(self.device))
+        tokens = self.tokenizer.encode_features(patches)
+        words, keep = self.tokenizer.words(tokens).cpu(), tokens.keep.cpu()
+        if not self.model.port.merges:
+            rows = zip(words, tokens.features.cpu(), keep, strict=True)
+            return [Picture(codes[real], features[real]) for codes, features, real in rows]
+        kept = torch.zeros(patches.shape[:2], dtype=torch.bool).scatter_add_(1, tokens.position.cpu(), keep)
+        rows = zip(words, patches.cpu(), kept, keep, strict=True)
+        return [Picture(codes[real], features, its) for codes, features, its, real in rows]
 
     def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
         """(pictures, captions) float32 log-likelihoods of every caption of every picture."""
-        prompts = [self.maker.caption_prompt(picture) for picture in pictures]
+        prompts = [self.maker.prompt([picture], "text") for picture in pictures]
         longest = max(pictures, key=lambda picture: len(picture.codes))
         ids = [self.maker.image_text(longest, caption)[1].ids for caption in captions]
         parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
         return torch.cat([continuation_likelihood(self.model, part, ids) for part in parts])
 
-    def draw(self, texts: list[str], plan: ImagePlan, seeds: list[int]) -> list[Tensor]:
-        """Visual words (n,) int64 for each text by its seed, whatever other texts there are."""
+    def draw_words(self, prompts: list[Any], plan: ImagePlan, seeds: Sequence[int]) -> list[Tensor]:
+        """Visual words (n,) int64 for each prompt, a text or a tuple of texts and pictures."""
         codes: list[Tensor] = []
-        free = self.maker.draw_prompt(None)
-        for start in range(0, len(texts), BATCH):
-            prompts = [self.maker.draw_prompt(text) for text in texts[start : start + BATCH]]
-            codes += draw_codes(self.model, prompts, free, plan, seeds[start : start + BATCH], self.tokenizer.places)
+        free = self.maker.prompt([], "image")
+        for start in range(0, len(prompts), BATCH):
+            part = slice(start, start + BATCH)
+            documents = [self.maker.prompt(self._parts(_as_tuple(prompt)), "image") for prompt in prompts[part]]
+            codes += draw_codes(self.model, documents, free, plan, list(seeds[part]), self.tokenizer.places)
         return codes
 
-    def draw_best(self, texts: list[str], plan: ImagePlan, candidates: int, seeds: list[int]) -> list[Tensor]:
+    def draw_best(self, prompts: list[Any], plan: ImagePlan, candidates: int, seeds: Sequence[int]) -> list[Tensor]:
         """The drawing of ``candidates`` that the model itself captions best with its text.
 
-        LaVIT's protocol draws four and lets CLIP choose; here the other direction of the same model is the judge.
+        LaVIT's protocol draws four and lets CLIP choose; here the other direction of the same model is the judge. A
+        prompt without text has one candidate.
         """
+        counts = [candidates if _text_of(prompt) else 1 for prompt in prompts]
+        repeated = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
         if candidates == 1:
-            return self.draw(texts, plan, seeds)
-        repeated = [text for text in texts for _ in range(candidates)]
-        drawn = self.draw(repeated, plan, [seed_for(seed, number) for seed in seeds for number in range(candidates)])
-        seen = [
-            p for start in range(0, len(drawn), BATCH) for p in self.look(self.features(drawn[start : start + BATCH]))
-        ]
-        documents = [self.maker.image_text(p, t) for p, t in zip(seen, repeated, strict=True)]
-        best = log_likelihood(self.model, documents, self.row).view(-1, candidates).argmax(1).tolist()
-        return [drawn[i * candidates + b] for i, b in enumerate(best)]
+            return self.draw_words(prompts, plan, seeds)
+        several = [seed_for(seed, i) for seed, count in zip(seeds, counts, strict=True) for i in range(count)]
+        drawn = self.draw_words(repeated, plan, several)
+        seen = [p for s in range(0, len(drawn), BATCH) for p in self.look(self.features(drawn[s : s + BATCH]))]
+        documents = [self.maker.image_text(p, _text_of(t)) for p, t in zip(seen, repeated, strict=True)]
+        parts = log_likelihood(self.model, documents, self.row).split(counts)
+        return [words[int(part.argmax())] for words, part in zip(_split(drawn, counts), parts, strict=True)]
 
     @torch.no_grad()
     def features(self, codes: list[Tensor]) -> Tensor:
         """(B, P, D) float32 reconstructed features of visual words."""
-        parts = [codes[s : s + BATCH] for s in range(0, len(codes), BATCH)]
-        return torch.cat([self.tokenizer.decode(self.tokenizer.lookup(*pad_codes(part))) for part in parts])
+        parts = [pad_codes(codes[s : s + BATCH]) for s in range(0, len(codes), BATCH)]
+        found = [self.tokenizer.lookup(*(part.to(self.device) for part in both)) for both in parts]
+        return torch.cat([self.tokenizer.decode(tokens) for tokens in found])
 
-    def render(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """(B, 3, S, S) float32 images in [0, 1] of reconstructed features."""
-        return torch.cat([self.renderer.render(part, generator) for part in features.split(BATCH)])
+    def render(
+        self, features: Tensor, seeds: Sequence[int], guidance: float | None = None, steps: int | None = None
+    ) -> Tensor:
+        """(B, 3, S, S) float32 images in [0, 1], on the CPU, of reconstructed features.
+
+        Raises:
+            ValueError: a system without a pixel decoder, or settings that the decoder does not know.
+        """
+        if self.renderer is None:
+            raise ValueError("this system has no pixel decoder; it cannot make pictures")
+        starts = range(0, len(features), BATCH)
+        parts = [(features[s : s + BATCH], list(seeds[s : s + BATCH])) for s in starts]
+        return torch.cat([self.renderer.render(*part, guidance=guidance, steps=steps).cpu() for part in parts])
+
+    # ----------------------------------------------------------------------------------------------------- privately
+
+    def _write(self, prompts: list[Document], plan: TextPlan, seed: int | Sequence[int]) -> list[str]:
+        texts: list[str] = []
+        seeds = _seeds(seed, len(prompts))
+        for start in range(0, len(prompts), BATCH):
+            part = slice(start, start + BATCH)
+            ids = write_text(self.model, prompts[part], self.text.eos_token_id, plan, seeds[part])
+            texts += [self.text.decode(row, skip_special_tokens=True).strip() for row in ids]
+        return texts
+
+    def _pixels(self, images: list[Any]) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1]."""
+        config = self.tokenizer.config.encoder
+        opened = [as_image(image, f"number {number}") for number, image in enumerate(images)]
+        return torch.stack([to_pixels(image, config.image_size, config.fit) for image in opened])
+
+    @torch.no_grad()
+    def _tokens(self, images: list[Any], count: int | None) -> list[VisualTokens]:
+        out: list[VisualTokens] = []
+        for start in range(0, len(images), BATCH):
+            pixels = self._pixels(images[start : start + BATCH]).to(self.device)
+            tokens = self.tokenizer.encode(pixels, tokens=count)
+            words = self.tokenizer.words(tokens)
+            rows = zip(words.cpu(), tokens.codes.cpu(), tokens.position.cpu(), tokens.keep.cpu(), strict=True)
+            grid = self.tokenizer.config.encoder.grid
+            out += [VisualTokens(w[real], c[real], p[real], grid) for w, c, p, real in rows]
+        return out
+
+    def _parts(self, prompt: tuple[Any, ...]) -> list[str | Picture]:
+        return [part if isinstance(part, str) else self.see([part])[0] for part in prompt]
+
+    def _drawing_prompts(self, texts: Any, images: Any) -> tuple[list[tuple[Any, ...]], bool]:
+        """One tuple of texts and pictures a drawing, and whether a single one was asked for."""
+        several, alone = _several(texts)
+        shown = [images] if alone else [None] * len(several) if images is None else list(images)
+        if len(shown) != len(several):
+            raise ValueError(f"{len(several)} texts and {len(shown)} entries of images; give one entry a text")
+        prompts = []
+        for text, its in zip(several, shown, strict=True):
+            before = [] if its is None else _several(its)[0]
+            after = text if isinstance(text, tuple) else () if text is None else (text,)
+            if not any(not isinstance(part, str) or part.strip() for part in (*before, *after)):
+                raise ValueError("the prompt is empty; say what to draw, or give an image")
+            prompts.append((*self._parts(tuple(self.see([image])[0] for image in before)), *after))
+        return prompts, alone
+
+
+CARD = "# A LaVIT system\n\nOpen it with `LaVIT.from_pretrained(FOLDER)`.\n"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"dtype {dtype} is unknown; choose {', '.join(DTYPES)}")
+    return found
+
+
+def _several(value: Any) -> tuple[list[Any], bool]:
+    """A list of what was given, and whether it was a single one."""
+    if isinstance(value, list) or isinstance(value, Tensor) and value.dim() == 4:
+        return list(value), False
+    return [value], True
+
+
+def _one(values: list[Any], alone: bool) -> Any:
+    return values[0] if alone else values
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    seeds = [seed] * count if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise ValueError(f"{len(seeds)} seeds for {count} pictures; give one seed, or one a picture")
+    return seeds
+
+
+def _as_tuple(prompt: Any) -> tuple[Any, ...]:
+    return prompt if isinstance(prompt, tuple) and not isinstance(prompt, Picture) else (prompt,)
+
+
+def _text_of(prompt: Any) -> str:
+    return " ".join(part for part in _as_tuple(prompt) if isinstance(part, str))
+
+
+def _split(values: list[Any], counts: list[int]) -> list[list[Any]]:
+    rest = iter(values)
+    return [[next(rest) for _ in range(count)] for count in counts]

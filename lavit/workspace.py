@@ -8,6 +8,7 @@ run/tokenizer                       tokenizer.safetensors          tokenizer.tra
 run/extract                         codes and merged features      tokenizer.extract
 run/extracted                       codes of other inputs          tokenizer.extract
 run/pretrain                        text/, model.safetensors       pretrain.train
+run/autoencoder                     vae/                           tokenizer.train_autoencoder
 run/decoder                         renderer.safetensors           tokenizer.train_decoder
 run/eval                            one JSON a task                eval.*
 ```
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from lavit.data.documents import DocumentMaker
@@ -34,6 +36,7 @@ from lavit.data.texts import TextSet
 from lavit.experiment import Experiment
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.renderers.latents import open_vae
 from lavit.runs import Progress, stage_folder
 from lavit.tokenizers.codes import CodeSet, PatchCodeSet
 from lavit.tokenizers.encoders import Encoder
@@ -169,11 +172,32 @@ class Workspace:
         texts = TextSet(self.run / "text", split) if self.experiment.data.text else None
         return Mixture(maker, sets["captions"], sets.get("vqa"), stage.mixture, texts)
 
+    def vae(self) -> AutoencoderKL | None:
+        """The VAE whose latents the pixel decoder works on: the run's own or a given one; None where it folds pixels.
+
+        Raises:
+            ValueError: it is not there yet, or it has another shape.
+        """
+        config = self.experiment.decoder.model.latents.vae
+        if config is None:
+            return None
+        own = self.run / "autoencoder" / "vae"
+        if config.folder is None and not own.is_dir():
+            raise ValueError(f"no VAE at {own}; run tokenizer.train_autoencoder first")
+        return open_vae(config.folder or str(own), config)
+
     def new_renderer(self) -> DiffusionRenderer:
-        e = self.experiment
-        encoder = e.tokenizer.model.encoder
-        return DiffusionRenderer(e.decoder.model, encoder.width, encoder.patches, e.seed)
+        """An untrained pixel decoder, its U-Net as the folder has it that the configuration may name."""
+        renderer, folder = self._blank_renderer(), self.experiment.decoder.model.unet.folder
+        if folder:
+            renderer.begin_from(folder)
+        return renderer
 
     def renderer(self) -> DiffusionRenderer:
         """The trained pixel decoder, in evaluation mode."""
-        return load_weights(self.new_renderer(), self.run / "decoder" / "renderer.safetensors")
+        return load_weights(self._blank_renderer(), self.run / "decoder" / "renderer.safetensors")
+
+    def _blank_renderer(self) -> DiffusionRenderer:
+        e = self.experiment
+        encoder = e.tokenizer.model.encoder
+        return DiffusionRenderer(e.decoder.model, encoder.width, encoder.patches, e.seed, self.vae())

@@ -6,11 +6,13 @@ import functools
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from lavit.data.documents import Document, question_text
 from lavit.data.order import Place
 from lavit.data.packing import document_length, pack, rows_for, with_common_total
 from lavit.data.text import train_text_tokenizer
+from lavit.data.words import train_word_tokenizer, word_vectors
 from lavit.experiment import Experiment, run_stage
 from lavit.model import UnifiedLM
 from lavit.runs import is_done, mark_done
@@ -33,7 +35,10 @@ def main(experiment: Experiment, run: Path) -> None:
     if rank == 0:
         make_text_tokenizer(work, folder)
     torch.distributed.barrier()
-    pretrain(work, work.new_model(), rank)
+    model = work.new_model()
+    if experiment.pretrain.text.words:
+        start_from_words(model, work.text_tokenizer())
+    pretrain(work, model, rank)
 
 
 def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
@@ -73,9 +78,10 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
 
 
 def make_text_tokenizer(work: Workspace, folder: Path) -> None:
-    """Train the text tokenizer on the training texts, where the config asks for one and it is not there yet."""
-    trained = work.experiment.pretrain.text.trained
-    if trained is None or (folder / "text").is_dir():
+    """Make the text tokenizer from the training texts, where the config asks for one and it is not there yet."""
+    kind, settings = work.experiment.pretrain.text.chosen()
+    make = {"trained": train_text_tokenizer, "words": train_word_tokenizer}.get(kind)
+    if make is None or (folder / "text").is_dir():
         return
     texts: dict[str, list[str]] = {"captions": [], "asked": [], "answers": []}
     for part in work.parts():
@@ -86,10 +92,20 @@ def make_text_tokenizer(work: Workspace, folder: Path) -> None:
             for question in meta.get("questions", ()) if part == "vqa" else ():
                 texts["asked"].append(question_text(question["question"]))
                 texts["answers"] += question["answers"]
-    text = train_text_tokenizer([line for lines in texts.values() for line in lines], trained)
+    text = make([line for lines in texts.values() for line in lines], settings)
     draft = folder / "text.tmp"
     text.save_pretrained(draft)
     draft.rename(folder / "text")
+
+
+@torch.no_grad()
+def start_from_words(model: UnifiedLM, text: PreTrainedTokenizerBase) -> None:
+    """Give the rows of whole words, in embedding and head, the vectors that a sentence encoder has of them."""
+    table = model.embedding.text.weight
+    ids, vectors = word_vectors(text, table.shape[1], float(table.std()))
+    table[ids] = vectors
+    if model.head.text is not table:
+        model.head.text[ids] = vectors / 2  # alike words would be as likely as each other for long
 
 
 if __name__ == "__main__":

@@ -85,7 +85,39 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
     [
         (["pretrain.row=70"], "pretrain.row is 70, too short for an image of 64 patches and a text; .* at least 80"),
         (["pretrain.mixture.question_answer=0.2"], "question_answer is above 0 but data.vqa is not set"),
-        (["decoder.model.patch=7"], "decoder.model.image_size .* is not a multiple of decoder.model.patch 7"),
+        (
+            ["decoder.model.latents={folded: {patch: 7}}"],
+            "decoder.model.image_size 64: 64 × 64 is not a multiple of decoder.model.latents.folded.patch 7",
+        ),
+        (
+            ["decoder.model.latents={vae: {channels: [8, 8]}}", "decoder.model.image_size=33"],
+            "33 × 33 is not a multiple of the factor of decoder.model.latents.vae.channels, 2",
+        ),
+        (["decoder.model.latents={vae: {}}"], "decoder.model.draft draws pixels, not latents; set it to false"),
+        (["decoder.model.sizes=[[64, 64, 3]]"], r"decoder.model.sizes is \[\[64, 64, 3\]\]; give pairs"),
+        (["decoder.model.sizes=[[60, 64]]", "decoder.model.draft=false"], "decoder.model.sizes: 60 × 64 is not a mul"),
+        (["decoder.model.sizes=[[32, 64]]"], "draft needs .* and no other sizes"),
+        (["decoder.model.image_size=32"], "a patch of the picture for each of the 64 features, not 16"),
+        (
+            ["decoder.model.prediction=noise"],
+            "prediction 'noise' is unknown; choose sample, epsilon, v_prediction, flow",
+        ),
+        (
+            ["decoder.model.prediction=flow_prediction"],
+            "sampler 'ddim' does not go with flow_prediction; choose euler or",
+        ),
+        (
+            ["decoder.model.prediction=flow_prediction", "decoder.model.sampler=dpm", "decoder.model.min_snr=5.0"],
+            "min_snr is 5.0 with prediction flow_prediction: .* set it to null",
+        ),
+        (["decoder.model.min_snr=0.0"], "min_snr is 0.0 with prediction sample: it must be above 0"),
+        (["decoder.model.sampler=euler"], "sampler 'euler' does not go with sample; choose ddim or dpm"),
+        (["decoder.model.unet.heads=[3]"], "unet.heads has 1 entries and decoder.model.unet.channels 2"),
+        (["decoder.model.unet.transformers=[1, 1, 1]"], "unet.transformers has 3 entries"),
+        (["decoder.model.unet.channels=[96, 100]"], "100 is no multiple of groups 16 and heads 5"),
+        (["decoder.model.conditioning={sdxl: {widths: [8, 12], heads: 5}}"], "widths 12 is no multiple of heads 5"),
+        (["autoencoder.model.error=l3"], "autoencoder.model.error 'l3' is unknown; choose l1 or mse"),
+        (["autoencoder.model.kl=-1.0"], "autoencoder.model: kl -1.0 and features 0.0 must be at least 0"),
         (["tokenizer.vqa_share=1.5"], "tokenizer.vqa_share is 1.5, but it is a share"),
         (["tokenizer.model.encoder.grid=0", "pretrain.row=80"], "encoder.grid is 0"),
         (["tokenizer.model.quantizer.decay=1.5"], r"decay 1.5 in \(0, 1\)"),
@@ -119,6 +151,7 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
         ),
         (["pretrain.train.workers=-1"], "pretrain.train.workers is -1; it must be at least 0"),
         (["decoder.train.precision=fp16"], "decoder.train.precision 'fp16' is unknown; choose fp32 or bf16"),
+        (["decoder.train.ema=1.0"], "decoder.train.ema is 1.0; it must be at least 0, for none, and below 1"),
         (["pretrain.train.offload_optimizer=true"], "pretrain.train.offload_optimizer needs zero_stage 1 to 3"),
         (
             ["pretrain.train.offload_parameters=true", "pretrain.train.zero_stage=2"],

@@ -18,10 +18,12 @@ ROOMS = (
     ("runs", "layers"),
     ("launch", "data", "renderers", "metrics"),
     ("conduct", "tokenizers", "model"),
-    ("generation", "training"),
+    ("generation", "training", "placement"),
     ("experiment",),
-    ("workspace",),
+    ("workspace", "release"),
     ("pipeline", "pages"),
+    ("serve",),
+    ("cli",),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 

@@ -77,9 +77,10 @@ def test_example_configs_load(tmp_path):
         path = tmp_path / f"example{index}.yaml"
         path.write_text(text)
         found.append(load_experiment(path))
-    images, language = found
+    images, language, decoder = found
     assert {source.chosen()[0] for source in images.data.sources} == {"folder", "coco_captions", "img2dataset"}
     assert images.data.vqa.chosen()[0] == "vqav2"
+    assert decoder.trains_autoencoder and decoder.decoder.model.prediction == "flow_prediction"
     assert language.pretrain.model.llm.asset == language.pretrain.text.asset == "smollm2"
 
 

@@ -14,6 +14,7 @@ from lavit.data.prepare import prepare
 from lavit.data.text import TrainedTextConfig, train_text_tokenizer
 from lavit.experiment import load_experiment
 from lavit.pipeline import LaVIT
+from lavit.renderers.folder import save_diffusers
 from lavit.tokenizers.encoders import WeightsConfig
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
@@ -36,8 +37,9 @@ pretrain:
 decoder:
   model:
     image_size: 16
-    patch: 4
-    unet: {{channels: [8, 16], cross_attention: [false, false], layers: 1, context: 8, head_width: 8, groups: 4}}
+    latents: {{folded: {{patch: 4}}}}
+    conditioning: {{sd: {{width: 8}}}}
+    unet: {{channels: [8, 16], cross_attention: [false, false], heads: [1, 2], layers: 1, groups: 4}}
 """
 
 
@@ -167,4 +169,18 @@ def test_trained_parts_are_opened_as_they_were_saved(work):
     system = LaVIT.from_run(work)
     assert torch.equal(system.renderer.draft_weight, renderer.draft_weight)
     assert torch.equal(system.model.head.new, model.head.new) and not system.model.training
+
+    save_diffusers(renderer, work.run / "given")
+    other = copy.deepcopy(work.experiment)
+    other.seed, other.decoder.model.unet.folder = 5, str(work.run / "given" / "unet")
+    begun, blank = (
+        Workspace(e, work.run).new_renderer() for e in (other, dataclasses.replace(work.experiment, seed=5))
+    )
+    assert torch.equal(begun.unet.conv_in.weight, renderer.unet.conv_in.weight), "training begins from the folder"
+    assert not torch.equal(blank.unet.conv_in.weight, renderer.unet.conv_in.weight)
+    shutil.rmtree(work.run / "given")
+    with pytest.raises(ValueError, match="decoder.model.unet.folder: .*/given/unet has no config.json"):
+        Workspace(other, work.run).new_renderer()
+    trained = Workspace(other, work.run).renderer()
+    assert torch.equal(trained.draft_weight, renderer.draft_weight), "what is trained needs the folder no more"
     assert system.row == 64 and system.text.eos_token_id == 1

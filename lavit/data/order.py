@@ -38,6 +38,15 @@ def items_at(place: Place, accumulate: int, total: int, seed: int) -> Tensor:
     return out
 
 
+def generators_at(place: Place, seed: int) -> list[torch.Generator]:
+    """A generator for each item of a micro-batch: of the seed, the step and the item's place in the global batch.
+
+    What they draw does not depend on the number of ranks and accumulation steps, and no rank draws for others.
+    """
+    start = (place.micro * place.world + place.rank) * place.size
+    return [generator_for(seed, place.step, number) for number in range(start, start + place.size)]
+
+
 @functools.lru_cache(maxsize=8)
 def _order(total: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(total, generator=generator_for(seed, epoch))
@@ -72,7 +81,7 @@ def generator_for(*numbers: int) -> torch.Generator:
 
 
 def seed_for(*numbers: int) -> int:
-    """A seed of a few numbers, as of an experiment's seed and an item's number."""
+    """A seed in [0, 2^63) of a few numbers, as of an experiment's seed and an item's number."""
     state = 0x9E3779B97F4A7C15
     for number in numbers:
         state = ((state ^ (number + 0x632BE59BD9B4E019)) * 0xD6E8FEB86659FD93) % 2**63

@@ -1,4 +1,4 @@
-"""The language model's text tokenizer: one from a Hugging Face folder, or a byte-level BPE trained on the captions."""
+"""The language model's text tokenizer: one from a Hugging Face folder, or one made from the captions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lavit.config import OneOf
-
-BEGIN, END = "<s>", "</s>"
+from lavit.data.words import BEGIN, END, WordsConfig
 
 
 @dataclass
@@ -23,9 +22,14 @@ class TrainedTextConfig:
 
 @dataclass
 class TextTokenizerConfig(OneOf):
-    """One trained on the training texts, that of a Hugging Face folder, or the one of a packaged language model."""
+    """One trained on the training texts, that of a Hugging Face folder, or the one of a packaged language model.
+
+    With ``words`` whole words are tokens, and a language model from scratch begins with what a sentence encoder knows
+    of them (:mod:`lavit.data.words`).
+    """
 
     trained: TrainedTextConfig | None = None
+    words: WordsConfig | None = None
     folder: str | None = None
     asset: str | None = None
 

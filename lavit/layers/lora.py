@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -47,3 +48,18 @@ def add_lora(module: nn.Module, config: LoRAConfig, seed: int) -> None:
             ),
             module,
         )
+
+
+def without_lora(module: nn.Module) -> nn.Module:
+    """The module itself if it has no adapters, else a copy whose matrices hold what their adapters add."""
+    from peft.tuners.lora import LoraLayer
+
+    if not any(isinstance(part, LoraLayer) for part in module.modules()):
+        return module
+    whole = copy.deepcopy(module)
+    for name, part in list(whole.named_modules()):
+        if isinstance(part, LoraLayer):
+            part.merge()
+            holder, _, last = name.rpartition(".")
+            setattr(whole.get_submodule(holder), last, part.get_base_layer())
+    return whole

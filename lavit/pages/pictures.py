@@ -84,4 +84,4 @@ def blank_patches(pixels: Tensor, grid: int) -> Tensor:
 @torch.no_grad()
 def linear_drafts(renderer: DiffusionRenderer, features: Tensor) -> list[Image.Image]:
     """What the renderer starts from, where it has a draft: the best linear picture of features (B, P, D)."""
-    return [to_image(image) for image in renderer.unfold(renderer.draft(features))]
+    return [to_image(image) for image in renderer.draft_images(features)]

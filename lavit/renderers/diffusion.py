@@ -1,161 +1,246 @@
 """Reconstructed features to pixels: a diffusers U-Net conditioned by cross-attention.
 
 LaVIT trains Stable Diffusion's U-Net on reconstructed features in place of text (arXiv 2309.04669, section 3.1). Small
-models work on folded pixels, start from a linear draft and predict the clean image; SD-1.5 would predict the noise.
+models work on folded pixels, start from a linear draft and predict the clean image; SD-1.5 predicts a VAE's noise.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from lavit.renderers.conditioning import ConditioningConfig, SDConfig, new_conditioning
+from lavit.renderers.latents import FoldedConfig, Latents, LatentsConfig
+from lavit.renderers.sampling import Process, denoise, initial_noise, new_sampler, samplers_of
+from lavit.renderers.unet import UNetConfig, check_unet, new_unet, open_unet, unet_options
 
-@dataclass
-class UNetConfig:
-    """Shape of diffusers' ``UNet2DConditionModel``; one entry of ``channels`` a resolution, halved between them.
-
-    ``cross_attention`` says at which resolutions, besides the middle, pixels attend to the features.
-    """
-
-    channels: list[int] = field(default_factory=lambda: [96, 160])
-    cross_attention: list[bool] = field(default_factory=lambda: [False, False])
-    layers: int = 1
-    context: int = 128
-    head_width: int = 32
-    groups: int = 16
+PREDICTIONS = ("sample", "epsilon", "v_prediction", "flow_prediction")
 
 
 @dataclass
 class DiffusionConfig:
-    """``prediction`` is diffusers' name of what the U-Net gives: sample or epsilon.
+    """``prediction`` is diffusers' name of what the U-Net gives: sample, epsilon, v_prediction or flow_prediction.
 
-    ``time_mean`` and ``time_std`` are of the logit-normal from which training draws t/T: above 0 means noisier.
-    ``draft`` adds a least-squares linear picture of the features, which the U-Net sees and corrects.
+    ``sizes`` are heights and widths that may be rendered beside the square of ``image_size`` that it learns. ``draft``
+    adds a least-squares linear picture of the features, which the U-Net sees and corrects. ``schedule`` with
+    ``beta_start`` and ``beta_end`` is diffusers' beta schedule; the flow has none. ``time_mean`` and ``time_std`` are
+    of the logit-normal from which training draws t/T: above 0 means noisier; all times alike without ``time_std``.
+    ``min_snr`` is γ of min-SNR weights (arXiv 2303.09556). ``sampler`` is ddim or dpm, of the flow euler or dpm.
     """
 
     image_size: int = 64
-    patch: int = 8
+    sizes: list[list[int]] = field(default_factory=list)
+    latents: LatentsConfig = field(default_factory=lambda: LatentsConfig(folded=FoldedConfig()))
     unet: UNetConfig = field(default_factory=UNetConfig)
+    conditioning: ConditioningConfig = field(default_factory=lambda: ConditioningConfig(sd=SDConfig()))
     draft: bool = True
     prediction: str = "sample"
     schedule: str = "squaredcos_cap_v2"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
     timesteps: int = 1000
     time_mean: float = 1.0
-    time_std: float = 1.2
+    time_std: float | None = 1.2
+    min_snr: float | None = None
     drop_condition: float = 0.1
+    sampler: str = "ddim"
     sampling_steps: int = 20
     guidance: float = 1.5
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of what is denoised in training."""
+        side = self.image_size // self.latents.factor
+        return self.latents.channels, side, side
 
-class RendererBatch(NamedTuple):
-    """features (B, P, D); images (B, 3, S, S) in [-1, 1]; noise (B, C, h, w); time (B,) int64; drop (B,) bool."""
-
-    features: Tensor
-    images: Tensor
-    noise: Tensor
-    time: Tensor
-    drop: Tensor
+    @property
+    def process(self) -> Process:
+        # Pixels have bounds, which a predicted clean image keeps; a VAE's latents have none.
+        clip = self.latents.folded is not None
+        return Process(self.prediction, self.timesteps, self.schedule, self.beta_start, self.beta_end, clip)
 
 
-class RendererLoss(NamedTuple):
-    loss: Tensor
-    draft: Tensor
+def check_diffusion(config: DiffusionConfig, patches: int, key: str = "decoder.model") -> None:
+    """Check that the settings go together, for features of ``patches`` patches.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    kind, factor = config.latents.chosen()[0], config.latents.factor
+    of = f"{key}.latents.folded.patch" if kind == "folded" else f"the factor of {key}.latents.vae.channels,"
+    for height, width in [[config.image_size] * 2, *known_sizes(config, key)]:
+        if height % factor or width % factor:
+            said = f"{key}.image_size {height}" if height == width == config.image_size else f"{key}.sizes"
+            raise ValueError(f"{said}: {height} × {width} is not a multiple of {of} {factor}")
+    if config.prediction not in PREDICTIONS:
+        raise ValueError(f"{key}.prediction '{config.prediction}' is unknown; choose {', '.join(PREDICTIONS)}")
+    if config.min_snr is not None and (config.prediction == "flow_prediction" or config.min_snr <= 0):
+        raise ValueError(
+            f"{key}.min_snr is {config.min_snr} with prediction {config.prediction}: it must be above 0, and the flow "
+            "has no such weights; set it to null"
+        )
+    if config.sampler not in samplers_of(config.prediction):
+        allowed = " or ".join(samplers_of(config.prediction))
+        raise ValueError(f"{key}.sampler '{config.sampler}' does not go with {config.prediction}; choose {allowed}")
+    check_unet(config.unet, f"{key}.unet")
+    sdxl = config.conditioning.sdxl
+    if sdxl is not None and sdxl.widths[-1] % sdxl.heads:
+        raise ValueError(f"{key}.conditioning.sdxl: widths {sdxl.widths[-1]} is no multiple of heads {sdxl.heads}")
+    if config.draft and kind != "folded":
+        raise ValueError(f"{key}.draft draws pixels, not latents; set it to false beside {key}.latents.vae")
+    if config.draft and (config.shape[1] ** 2 != patches or config.sizes):
+        raise ValueError(
+            f"{key}.draft needs a patch of the picture for each of the {patches} features, not {config.shape[1] ** 2}, "
+            f"and no other sizes; change {key}.latents.folded.patch or set {key}.draft to false"
+        )
+
+
+def known_sizes(config: DiffusionConfig, key: str = "decoder.model") -> list[tuple[int, int]]:
+    """Heights and widths that may be rendered beside the square of training.
+
+    Raises:
+        ValueError: one that is no pair.
+    """
+    if any(len(size) != 2 or min(size) < 1 for size in config.sizes):
+        raise ValueError(f"{key}.sizes is {config.sizes}; give pairs of height and width, e.g. [[768, 1344]]")
+    return [(height, width) for height, width in config.sizes]
 
 
 class DiffusionRenderer(nn.Module):
-    """Features (B, P, D), standardized as the tokenizer's, to images (B, 3, S, S) in [0, 1]."""
+    """Features (B, P, D), standardized as the tokenizer's, to images (B, 3, H, W) in [0, 1].
 
-    def __init__(self, config: DiffusionConfig, feature_width: int, patches: int, seed: int = 0):
+    ``vae`` is what the configuration's ``latents`` ask for. It stands beside the weights: neither checkpoints nor
+    optimizers know it. Without it the renderer predicts latents, but no images.
+    """
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        feature_width: int,
+        patches: int,
+        seed: int = 0,
+        vae: AutoencoderKL | None = None,
+    ):
         super().__init__()
+        check_diffusion(config, patches)
         self.config = config
-        self.grid = config.image_size // config.patch
-        if self.grid * config.patch != config.image_size:
-            raise ValueError(f"decoder.image_size {config.image_size} is no multiple of decoder.patch {config.patch}")
-        if config.draft and self.grid**2 != patches:
-            raise ValueError(
-                f"decoder.draft needs a patch of the picture for each of the {patches} features, not {self.grid**2}; "
-                "change decoder.patch or set decoder.draft to false"
-            )
-        self.channels = 3 * config.patch**2
+        channels, height, width = config.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.unet = build_unet(config, self.channels, self.grid)
-            self.project = nn.Linear(feature_width, config.unet.context)
-            self.position = nn.Parameter(torch.randn(patches, config.unet.context) * 0.02)
-            self.unconditional = nn.Parameter(torch.randn(1, config.unet.context) * 0.02)
-        # The features, the image's mean feature and a constant.
-        self.register_buffer("draft_weight", torch.zeros(2 * feature_width + 1, self.channels))
-        self.noising = DDPMScheduler(**schedule_options(config))
+            self.unet = new_unet(self._options(), (height, width))
+            self.conditioning = new_conditioning(config.conditioning, feature_width, patches)
+        if config.draft:  # of the features, the image's mean feature and a constant
+            self.register_buffer("draft_weight", torch.zeros(2 * feature_width + 1, channels))
+        self._beside = (Latents(config.latents, vae),)  # in a tuple, where neither the optimizer nor ZeRO finds it
 
-    def fold(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, 3·patch², S/patch, S/patch)."""
-        return F.pixel_unshuffle(images, self.config.patch)
+    def _options(self) -> dict:
+        channels = self.config.latents.channels
+        return unet_options(
+            self.config.unet, (channels * (2 if self.config.draft else 1), channels), self.config.conditioning
+        )
 
-    def unfold(self, folded: Tensor) -> Tensor:
-        """(B, 3·patch², h, w) in about [-1, 1] to images (B, 3, S, S) in [0, 1]."""
-        return (F.pixel_shuffle(folded, self.config.patch).clamp(-1, 1) + 1) / 2
+    def begin_from(self, folder: str) -> None:
+        """Take the U-Net's weights from a diffusers folder.
+
+        Raises:
+            ValueError: there is none, or it has another shape than the configuration says.
+        """
+        self.unet.load_state_dict(open_unet(folder, self._options()).state_dict())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def latents(self) -> Latents:
+        """What encodes and decodes images, on this module's device."""
+        return self._beside[0].to(self.device)
+
+    def predict(
+        self, noisy: Tensor, time: Tensor, features: Tensor, drop: Tensor, size: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The U-Net's prediction (B, C, h, w), and the draft where there is one.
+
+        Args:
+            noisy: (B, C, h, w) latents.
+            time: (B,) as diffusers tells it a U-Net: an index into the schedule, of a flow t · timesteps.
+            features: (B, P, D).
+            drop: (B,) bool, where nothing is known of the image.
+            size: height and width of the image in pixels, by default those of training.
+        """
+        dtype = self.unet.dtype  # half a precision where it was opened so; in training autocast sees to that
+        context = self.conditioning(features.to(dtype), drop, size or (self.config.image_size, self.config.image_size))
+        run = lambda x: self.unet(x.to(dtype), time, context.states, added_cond_kwargs=context.added).sample  # noqa: E731
+        if not self.config.draft:
+            return run(noisy), None
+        draft = self.draft(features) * ~drop[:, None, None, None]
+        out = run(torch.cat([noisy, draft], dim=1))
+        return (out + draft if self.config.prediction == "sample" else out), draft
 
     def draft(self, features: Tensor) -> Tensor:
         """The linear picture, folded: (B, C, h, w) in about [-1, 1]."""
         flat = draft_inputs(features) @ self.draft_weight
-        return flat.transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        return flat.transpose(1, 2).unflatten(2, self.config.shape[1:])
 
-    def forward(self, batch: RendererBatch) -> RendererLoss:
-        """Mean squared error of the predicted sample or noise (Ho et al., arXiv 2006.11239)."""
-        clean = self.fold(batch.images)
-        noisy = self.noising.add_noise(clean, batch.noise, batch.time)
-        predicted, draft = self.predict(noisy, batch.time, batch.features, batch.drop)
-        target = clean if self.config.prediction == "sample" else batch.noise
-        return RendererLoss(F.mse_loss(predicted.float(), target), F.mse_loss(draft, clean).detach())
-
-    def predict(self, noisy: Tensor, time: Tensor, features: Tensor, drop: Tensor) -> tuple[Tensor, Tensor]:
-        """The U-Net's prediction and the draft, both folded; where ``drop`` (B,) is set the image is unknown."""
-        context = self.project(features) + self.position
-        context = torch.where(drop[:, None, None], self.unconditional.expand_as(context), context)
-        if not self.config.draft:
-            return self.unet(noisy, time, context).sample, torch.zeros_like(noisy)
-        draft = self.draft(features) * ~drop[:, None, None, None]
-        out = self.unet(torch.cat([noisy, draft], dim=1), time, context).sample
-        return (out + draft if self.config.prediction == "sample" else out), draft
+    def draft_images(self, features: Tensor) -> Tensor:
+        """The linear picture (B, 3, S, S) in [0, 1]."""
+        return self.latents.decode(self.draft(features))
 
     @torch.no_grad()
-    def render(self, features: Tensor, generator: torch.Generator, guidance: float | None = None) -> Tensor:
-        """DDIM samples (B, 3, S, S) in [0, 1] of features (B, P, D), with guidance ``u + s (c − u)``."""
-        scale = self.config.guidance if guidance is None else guidance
-        sampler = DDIMScheduler(**schedule_options(self.config), clip_sample=True, timestep_spacing="trailing")
-        sampler.set_timesteps(self.config.sampling_steps)
-        n = len(features)
-        x = torch.randn(n, self.channels, self.grid, self.grid, generator=generator)
-        drop = torch.zeros(n, dtype=torch.bool)
-        for t in sampler.timesteps:
-            time = t.expand(n)
-            if scale == 1.0:
-                out = self.predict(x, time, features, drop)[0]
-            else:
-                both = torch.cat([drop, ~drop])
-                pair = self.predict(x.repeat(2, 1, 1, 1), time.repeat(2), features.repeat(2, 1, 1), both)[0]
-                known, free = pair.chunk(2)
-                out = free + scale * (known - free)
-            x = sampler.step(out, t, x).prev_sample
-        return self.unfold(x)
+    def render(
+        self,
+        features: Tensor,
+        seeds: list[int],
+        guidance: float | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) float32 in [0, 1] of features (B, P, D), on this module's device.
+
+        A picture depends on its features and its seed alone, whatever else is in the batch.
+
+        Args:
+            features: of any device.
+            seeds: one a picture; from each its initial noise is drawn.
+            guidance: the scale s of ``u + s (c − u)``; none at 1.
+            steps, sampler: of denoising.
+            size: height and width, by default those of training; the configuration's ``sizes`` are the others.
+
+        Raises:
+            ValueError: seeds that are not one a picture, or a size or sampler that there is not.
+        """
+        config = self.config
+        allowed = list(dict.fromkeys([(config.image_size, config.image_size), *known_sizes(config)]))
+        size = allowed[0] if size is None else tuple(size)
+        if size not in allowed:
+            told = ", ".join(f"{height} × {width}" for height, width in allowed)
+            raise ValueError(f"no images of {size[0]} × {size[1]}; decoder.model allows {told} (height × width)")
+        if len(seeds) != len(features):
+            raise ValueError(f"{len(seeds)} seeds for {len(features)} pictures; give one a picture")
+        features = features.to(self.device)
+        factor = config.latents.factor
+        noise = initial_noise(seeds, (config.latents.channels, size[0] // factor, size[1] // factor)).to(self.device)
+        predict = lambda x, time, rows, drop: self.predict(x, time, features[rows], drop, size)[0]  # noqa: E731
+        scheduler = new_sampler(config.process, sampler or config.sampler)
+        scale = config.guidance if guidance is None else guidance
+        return self.latents.decode(denoise(predict, noise, scheduler, steps or config.sampling_steps, scale))
 
     @torch.no_grad()
     def fit_draft(self, batches, ridge: float = 1.0) -> None:
         """Set the draft by least squares over an iterable of (features (B, P, D), images (B, 3, S, S) in [-1, 1])."""
-        size = len(self.draft_weight)
-        gram = torch.zeros(size, size, dtype=torch.float64)
-        cross = torch.zeros(size, self.channels, dtype=torch.float64)
+        size, channels = self.draft_weight.shape
+        gram = torch.zeros(size, size, dtype=torch.float64, device=self.device)
+        cross = torch.zeros(size, channels, dtype=torch.float64, device=self.device)
         for features, images in batches:
             x = draft_inputs(features).flatten(0, 1)
-            y = self.fold(images).flatten(2).transpose(1, 2).flatten(0, 1)
+            y = self.latents.encode(images).flatten(2).transpose(1, 2).flatten(0, 1)
             gram += (x.T @ x).double()
             cross += (x.T @ y).double()
-        gram += ridge * torch.eye(size, dtype=torch.float64)
+        gram += ridge * torch.eye(size, dtype=torch.float64, device=self.device)
         self.draft_weight.copy_(torch.linalg.solve(gram, cross).float())
 
 
@@ -163,44 +248,3 @@ def draft_inputs(features: Tensor) -> Tensor:
     """(B, P, D) features to (B, P, 2D + 1): each patch, the image's mean and a constant."""
     mean = features.mean(1, keepdim=True).expand_as(features)
     return torch.cat([features, mean, torch.ones_like(features[..., :1])], dim=-1)
-
-
-def schedule_options(config: DiffusionConfig) -> dict:
-    return {
-        "num_train_timesteps": config.timesteps,
-        "beta_schedule": config.schedule,
-        "prediction_type": config.prediction,
-    }
-
-
-def build_unet(config: DiffusionConfig, channels: int, grid: int) -> UNet2DConditionModel:
-    """diffusers' U-Net; its last convolution starts at zero, so that training starts from the draft."""
-    u = config.unet
-    if len(u.channels) != len(u.cross_attention):
-        raise ValueError("decoder.unet.channels and decoder.unet.cross_attention must have one entry a resolution each")
-    unet = UNet2DConditionModel(
-        sample_size=grid,
-        in_channels=channels * (2 if config.draft else 1),
-        out_channels=channels,
-        block_out_channels=tuple(u.channels),
-        layers_per_block=u.layers,
-        down_block_types=tuple("CrossAttnDownBlock2D" if c else "DownBlock2D" for c in u.cross_attention),
-        up_block_types=tuple("CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(u.cross_attention)),
-        cross_attention_dim=u.context,
-        attention_head_dim=[c // u.head_width for c in u.channels],
-        norm_num_groups=u.groups,
-    )
-    nn.init.zeros_(unet.conv_out.weight)
-    nn.init.zeros_(unet.conv_out.bias)
-    return unet
-
-
-def training_noise(
-    config: DiffusionConfig, shape: tuple[int, ...], generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """noise ``shape`` float, time (B,) int64 and drop (B,) bool of one micro-batch, B = shape[0]."""
-    noise = torch.randn(shape, generator=generator)
-    level = torch.sigmoid(torch.randn(shape[0], generator=generator) * config.time_std + config.time_mean)
-    time = (level * config.timesteps).long().clamp(max=config.timesteps - 1)
-    drop = torch.rand(shape[0], generator=generator) < config.drop_condition
-    return noise, time, drop

@@ -117,16 +117,27 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"images must be (B, 3, {size}, {size}), tokenizer.encoder.image_size; got {tuple(images.shape)}"
             )
+        features, last = self._features_and_last(images)
+        return features, self.backbone.forward_head(last, pre_logits=True).float()
+
+    def differentiable(self, images: Tensor) -> Tensor:
+        """Raw features (B, P, D) float32 of images (B, 3, S, S), through which gradients reach the images."""
+        return self._features_and_last(images)[0]
+
+    def _features_and_last(self, images: Tensor) -> tuple[Tensor, Tensor]:
         outputs, last = self._layer_outputs((images - self.pixel_mean) / self.pixel_std)
         maps = [self._to_grid(outputs[layer.name], layer) for layer in self.config.layers]
-        features = torch.cat(maps, dim=1).flatten(2).transpose(1, 2).float().contiguous()
-        return features, self.backbone.forward_head(last, pre_logits=True).float()
+        return torch.cat(maps, dim=1).flatten(2).transpose(1, 2).float().contiguous(), last
 
     def standardize(self, raw: Tensor) -> Tensor:
         """Raw features (..., D) to zero mean and unit variance by training statistics, clipped."""
         if self.config.clip:
             raw = ((raw.float() - self.mean) / self.std).clamp(-self.config.clip, self.config.clip)
         return raw
+
+    def drop_classifier(self) -> None:
+        """Leave out the layer that names the classes it was trained on, which nothing here asks for."""
+        self.backbone.reset_classifier(0)
 
     def standardize_by(self, mean: Tensor, std: Tensor) -> None:
         """Set the training statistics, both (D,) float32 of raw features."""

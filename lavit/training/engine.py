@@ -32,7 +32,8 @@ class TrainConfig:
     The newest ``keep_checkpoints`` are kept, and the one with the least validation loss where there is validation:
     before the first step, every ``validate_every`` steps and at the end, never if 0. A GPU's optimizer state (from
     ZeRO 1 on) and parameters (ZeRO 3) may be offloaded to the CPU's memory. ``workers`` processes a rank make batches
-    ahead of time.
+    ahead of time. ``ema`` above 0 is the decay of moving averages of the weights, which are then validated and released
+    in their place.
     """
 
     steps: int = 400
@@ -47,6 +48,7 @@ class TrainConfig:
     validate_every: int = 0
     log_every: int = 10
     workers: int = 0
+    ema: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
 
@@ -118,6 +120,8 @@ def check_train(config: TrainConfig, key: str = "train") -> None:
         raise ValueError(f"{key}.zero_stage {stage} is unknown; choose 0, 1, 2 or 3")
     if config.workers < 0:
         raise ValueError(f"{key}.workers is {config.workers}; it must be at least 0")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"{key}.ema is {config.ema}; it must be at least 0, for none, and below 1, e.g. 0.999")
     if config.optimizer.muon and stage:
         raise ValueError(
             f"{key}.optimizer.muon needs zero_stage 0, not {stage}: ZeRO cuts the matrices that Muon orthogonalizes; "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lavit.data.order import Place
 from lavit.runs import FolderLock, Progress, StopSignal, end_with_parent, stage_clock, write_json
 from lavit.tokens import to_device
+from lavit.training.ema import MovingAverage
 from lavit.training.engine import (
     UNIVERSAL,
     TrainConfig,
@@ -36,6 +37,8 @@ from lavit.training.loading import micro_batches
 from lavit.training.log import TrainingLog
 from lavit.training.meter import Meter, peak_flops, speed_words
 from lavit.training.optimizer import learning_rate_factor
+
+AVERAGE = "ema.safetensors"  # beside what DeepSpeed writes into a checkpoint
 
 
 class Stopped(SystemExit):
@@ -56,6 +59,8 @@ def train(
     unit: str = "step",
 ) -> nn.Module:
     """Train ``objective`` to ``config.steps`` and return it whole, resuming from the newest complete checkpoint.
+
+    With ``config.ema`` what is returned are the averaged weights.
 
     Args:
         objective: a module whose forward takes a batch and returns a NamedTuple of () tensors, the loss first.
@@ -110,7 +115,10 @@ def train(
                     run.save(step + 1)
             if stopping and not last:
                 raise Stopped(128 + (stop.signal or 15))
+        averaged = run.average.whole() if run.average else {}
         make_whole(objective)
+        for name, value in averaged.items():
+            objective.get_parameter(name).data.copy_(value)
     return objective
 
 
@@ -126,6 +134,7 @@ class _Run:
         self.counts: dict[str, float] = {}  # what was taken in since the first step
         self.speed = ""
         self.written: TrainingLog | None = None
+        self.average = MovingAverage(engine.module, config.ema, meter.device) if config.ema else None
 
     def resume(self, newest: Path | None) -> int:
         """The step to go on with, after everything is as it was before it."""
@@ -151,6 +160,8 @@ class _Run:
             own = dict(self.engine.module.named_buffers())  # DeepSpeed restores parameters alone
             for name, value in state["buffers"].items():
                 own[name].copy_(value)
+        if self.average:  # of whole parameters, for any number of ranks
+            self.average.load(latest_checkpoint(self.checkpoints) / AVERAGE)
         self.best, self.counts = state.get("best"), state.get("counts", {})
         return state["step"]
 
@@ -168,8 +179,12 @@ class _Run:
     @torch.no_grad()
     def measured(self, validate: Callable[[], dict[str, float]]) -> dict[str, float]:
         self.engine.eval()
+        if self.average:
+            self.average.swap()
         with self._autocast():
             figures = validate()
+        if self.average:
+            self.average.swap()
         self.engine.train()
         return figures
 
@@ -219,6 +234,8 @@ class _Run:
             self.engine.step()
         # With offloaded states DeepSpeed keeps the gradients to itself, and drops the update by itself.
         finite = finite and not self.any_rank(bool(getattr(self.engine.optimizer, "overflow", False)))
+        if self.average and finite:
+            self.average.update(step)
         return self._figures(step, totals, finite)
 
     def _figures(self, step: int, totals: dict[str, Tensor], finite: bool) -> dict[str, float]:
@@ -272,6 +289,8 @@ class _Run:
         buffers = {name: value.cpu() for name, value in self.engine.module.named_buffers()}
         state = {"step": step, "best": self.best, "counts": self.counts, "buffers": buffers}
         self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state=state)
+        if self.average:
+            self.average.save(self.checkpoints / tag / AVERAGE)
         dist.barrier()
         if self.rank == 0:
             write_json(self.checkpoints / tag / "complete", {"world": self.world, "best": self.best})

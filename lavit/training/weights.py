@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from lavit.runs import written_whole
 
@@ -45,10 +45,21 @@ def load_weights(module: nn.Module, path: Path) -> nn.Module:
     except SafetensorError as error:
         problem = f"{path} is not a readable safetensors file ({error})"
         raise ValueError(f"{problem}; remove {path.parent} and run its stage again") from None
+    return fill(module, state, path).eval()
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], origin: Path, assign: bool = False) -> nn.Module:
+    """Fill ``module`` with exactly the tensors of ``state``, whose ``origin`` an error names.
+
+    With ``assign`` they take the place of the module's own, which may have no storage.
+
+    Raises:
+        ValueError: names and shapes that do not fit.
+    """
     own = module.state_dict()
     wrong = list(own.keys() ^ state.keys())
     wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if wrong:
-        raise ValueError(f"{path} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
-    module.load_state_dict(state)
-    return module.eval()
+        raise ValueError(f"{origin} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
+    module.load_state_dict(state, assign=assign)
+    return module

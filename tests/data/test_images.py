@@ -2,9 +2,10 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from lavit.data.images import ImageError, open_image, shrink, to_webp
+from lavit.data.images import ImageError, as_image, open_image, shrink, to_webp
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -99,3 +100,51 @@ def test_quality_100_is_lossless_and_less_is_smaller():
     exact, lossy = to_webp(image, 100), to_webp(image, 60)
     assert np.array_equal(np.asarray(open_image(exact, "x")), np.asarray(image))
     assert len(lossy) < len(exact) and not np.array_equal(np.asarray(open_image(lossy, "x")), np.asarray(image))
+
+
+RAMP = (np.arange(4 * 6 * 3).reshape(4, 6, 3) * 3).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        Image.fromarray(RAMP),
+        RAMP,
+        RAMP.astype(np.float32) / 255,
+        torch.from_numpy(RAMP).permute(2, 0, 1),
+        torch.from_numpy(RAMP).permute(2, 0, 1).double() / 255,
+    ],
+    ids=["pillow", "array", "floats", "tensor", "doubles"],
+)
+def test_every_form_is_the_same_picture(given):
+    image = as_image(given)
+    assert image.mode == "RGB" and image.size == (6, 4)
+    assert np.array_equal(np.asarray(image), RAMP)
+
+
+def test_paths_bytes_grey_and_transparent_pictures(tmp_path):
+    Image.fromarray(RAMP).save(tmp_path / "ramp.png")
+    for given in (tmp_path / "ramp.png", str(tmp_path / "ramp.png"), (tmp_path / "ramp.png").read_bytes()):
+        assert np.array_equal(np.asarray(as_image(given)), RAMP)
+    for grey in (RAMP[..., 0], RAMP[..., :1], torch.from_numpy(RAMP[..., 0])[None]):
+        assert np.array_equal(np.asarray(as_image(grey)), np.repeat(RAMP[..., :1], 3, axis=2))
+    clear = np.concatenate([RAMP, np.zeros((4, 6, 1), np.uint8)], axis=2)
+    assert (np.asarray(as_image(clear)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (RAMP.astype(np.float32), "floats outside"),
+        (np.full((4, 6, 3), np.nan), "floats outside"),
+        (RAMP.astype(np.int64), "int64"),
+        (RAMP.transpose(2, 0, 1), r"array \(3, 4, 6\)"),
+        (np.zeros((0, 6, 3), np.uint8), "array"),
+        (torch.zeros(2, 3, 4, 4), "tensor"),
+        (7, "int"),
+        ("no/such.png", "no/such.png"),
+    ],
+)
+def test_what_is_no_picture_is_said(given, words):
+    with pytest.raises(ImageError, match=words):
+        as_image(given, "it")

@@ -141,6 +141,21 @@ def test_text_before_an_image_loses_tokens_at_its_chance_but_not_its_beginning()
     assert drawn(whole, 1)[0][1].ids.tolist() == [10, 1], "captions that are written are learned whole"
 
 
+def test_text_before_an_image_is_its_label_or_tags_at_its_chance():
+    made = mixture(text_image=1.0, unconditional=0.0, reword=0.8)
+    made.caption = lambda number: ("10: 11", {"tags": ["21", "word", "24", "25"]})
+    texts = Counter(tuple(document[0].ids.tolist()[1:]) for document in drawn(made, 600))
+    # The caption, a chance of .2, and the label, .4, both read 11 here: a word with a colon is no number.
+    assert texts.pop((11,)) == pytest.approx(360, abs=45)
+    assert all(len(ids) == 3 and set(ids) <= {21, 24, 25} or len(ids) == 2 for ids in texts), "tags in any order"
+    assert len(texts) == 12
+    made.caption = lambda number: ("10", {})
+    assert {tuple(d[0].ids.tolist()[1:]) for d in drawn(made, 50)} == {(10,)}, "there is nothing else to say"
+    read = mixture(image_text=1.0, reword=1.0)
+    read.caption = lambda number: ("10", {"tags": ["21"]})
+    assert drawn(read, 1)[0][1].ids.tolist() == [10, 1], "captions that are written stay"
+
+
 def test_the_generator_alone_decides():
     made = mixture(image_text=1.0, text_image=1.0, question_answer=1.0)
     kinds = lambda seed: [kind(d) for d in drawn(made, 50, seed)]  # noqa: E731

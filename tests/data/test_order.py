@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavit.data.order import Place, generator_for, items_at, seed_for, shuffled
+from lavit.data.order import Place, generator_for, generators_at, items_at, seed_for, shuffled
 
 BATCH, ITEMS = 4, 10
 
@@ -31,6 +31,22 @@ def test_every_epoch_holds_every_item_once():
 @pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
 def test_the_global_order_depends_on_neither_ranks_nor_accumulation(world, accumulate):
     assert order(9, world, accumulate) == order(9, 1, 1)
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(2, 1), (1, 2), (2, 2), (4, 1)])
+def test_what_is_drawn_for_a_picture_depends_on_neither_ranks_nor_accumulation(world, accumulate):
+    def drawn(world: int, accumulate: int, step: int = 3, seed: int = 5) -> list[float]:
+        size = BATCH // (world * accumulate)
+        places = [Place(step, micro, rank, world, size) for micro in range(accumulate) for rank in range(world)]
+        return [float(torch.rand(1, generator=one)) for place in places for one in generators_at(place, seed)]
+
+    assert drawn(world, accumulate) == drawn(1, 1) and len(set(drawn(1, 1))) == BATCH
+    assert not set(drawn(1, 1)) & set(drawn(1, 1, step=4)) and not set(drawn(1, 1)) & set(drawn(1, 1, seed=6))
+
+
+def test_a_seed_is_that_of_its_generator():
+    assert seed_for(1, 2) != seed_for(2, 1) and 0 <= seed_for(-3) < 2**63
+    assert generator_for(1, 2).initial_seed() == seed_for(1, 2)
 
 
 def test_a_batch_may_span_epochs_and_be_larger_than_one():

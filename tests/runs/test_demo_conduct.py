@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.demo import LAVIT, check_settings, main
+from eval.demo import LAVIT, check_settings, main, stages_of
 from lavit.conduct import Stage, check_order
 from lavit.config import ConfigError
 from lavit.launch import usable_cores
@@ -285,6 +285,29 @@ def test_the_table_is_in_order(tmp_path):
     train = next(stage for stage in LAVIT if stage.name == "tokenizer")
     assert train.command(["c.yaml", "a=1"], 2)[-3:] == ["tokenizer.train", "c.yaml", "a=1"]
     assert LAVIT[0].command(["c.yaml"], 2)[-3:] == ["-m", "tokenizer.prepare", "c.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("latents", "trained"),
+    [
+        (None, False),
+        ([], True),
+        (["decoder.model.latents={vae: {layers: 1}}"], True),
+        (["decoder.model.latents.vae.folder=/sd15/vae"], False),
+        (["decoder.model.latents={folded: {patch: 4}}"], False),
+    ],
+)
+def test_an_autoencoder_is_trained_where_the_decoder_has_one_of_its_own(tmp_path, latents, trained):
+    (tmp_path / "base.yaml").write_text("decoder: {model: {latents: {vae: {layers: 2}}}}\n")
+    config = tmp_path / "c.yaml"
+    config.write_text("run: x\n" if latents is None else "base: base.yaml\nrun: x\n")
+    stages = {stage.name: stage for stage in stages_of(str(config), latents or [])}
+    assert ("autoencoder" in stages) == trained == ("autoencoder" in stages["decoder"].needs)
+    check_order(tuple(stages.values()), tmp_path)
+    if trained:
+        order = list(stages)
+        assert order.index("data") < order.index("autoencoder") < order.index("decoder")
+        assert set(order) - {"autoencoder"} == {stage.name for stage in LAVIT}
 
 
 def test_other_settings_for_a_finished_run_are_refused(tmp_path):

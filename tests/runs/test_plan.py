@@ -64,7 +64,33 @@ def test_counts_are_those_of_the_real_models():
     lm = UnifiedLM(experiment.pretrain.model, model.vocabulary(3000), model.merger.width)
     assert planned["pretrain"].parameters == count(lm)
     renderer = DiffusionRenderer(experiment.decoder.model, model.encoder.width, model.encoder.patches)
-    assert planned["decoder"].parameters == count(renderer)
+    assert parts(planned["decoder"])["U-Net"].parameters == planned["decoder"].trainable == count(renderer)
+    assert planned["decoder"].beside == count(Tokenizer(model, pretrained=False).decoder)
+
+
+def test_pixel_decoders_are_of_the_published_sizes(paper):
+    """Stable Diffusion 1.5's and XL's U-Nets and VAE, and what the features need to enter them."""
+    found = parts(paper["decoder"])
+    assert found["U-Net"].parameters == 859_520_964 + 1409 * 768 + 768
+    assert (found["VAE"].parameters, found["VAE"].trainable) == (83_653_863, 0)
+    larger = parts(stages("paper_sdxl.yaml")["decoder"])
+    pool = 257 * 1280 + 4 * 1281 * 1280
+    assert larger["U-Net"].parameters == 2_567_463_684 + 1409 * (768 + 1280) + pool
+    assert larger["VAE"].parameters == 83_653_863
+
+
+def test_a_vae_of_ones_own_is_planned_too():
+    planned = stages("small.yaml")
+    assert list(planned) == ["tokenizer", "pretrain", "autoencoder", "decoder"]
+    assert planned["autoencoder"].trainable == parts(planned["decoder"])["VAE"].parameters
+    assert parts(planned["decoder"])["VAE"].flops < parts(planned["autoencoder"])["VAE"].flops, "it is only encoded"
+
+
+def test_averages_take_four_bytes_a_weight():
+    settings = ["decoder.train.ema=0.0"]
+    plain, averaged = stages("demo.yaml", *settings)["decoder"], stages("demo.yaml")["decoder"]
+    more = [averaged.memory(stage, 2)[0] - plain.memory(stage, 2)[0] for stage in (0, 2, 3)]
+    assert more == [4 * plain.trainable, 4 * plain.trainable, 2 * plain.trainable]
 
 
 def test_kept_bytes_are_those_of_a_real_pass():

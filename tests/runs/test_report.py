@@ -42,7 +42,7 @@ tokenizer:
     decoder: {{width: 16, blocks: 1, heads: 2, mlp: 16}}
   train: {{steps: 4}}
 decoder:
-  model: {{image_size: 16, patch: 4, unet: {{channels: [16, 16], context: 8, head_width: 8, groups: 4}}}}
+  model: {{image_size: 16, latents: {{folded: {{patch: 4}}}}, unet: {{channels: [16, 16], heads: [2, 2], groups: 4}}}}
 """
 NASTY = "<script>alert(1)</script> & co"
 
@@ -250,6 +250,9 @@ def test_total_is_the_clock_where_there_is_one(tmp_path):
         "assets": None, "data": None, "tokenizer": None, "extract": None,
         "pretrain": 300.0, "decoder": 200.0, "eval": 11.5, "total": 511.5,
     }  # fmt: skip
+    (tmp_path / "autoencoder").mkdir()
+    write_json(tmp_path / "autoencoder" / "seconds.json", {"seconds": 10.0})
+    assert stage_seconds(tmp_path)["autoencoder"] == 10.0
     write_json(tmp_path / "seconds.json", {"seconds": 320.0})
     assert stage_seconds(tmp_path)["total"] == 320.0
 

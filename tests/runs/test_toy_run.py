@@ -18,15 +18,18 @@ from safetensors.numpy import load_file
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from eval import plan
+from eval.export import export
 from eval.resume import resume
 from lavit.data.packing import document_length, pack, pack_rows
 from lavit.data.shards import Shards
 from lavit.experiment import load_experiment
 from lavit.launch import launch_environment
+from lavit.pipeline import LaVIT
 from lavit.training.engine import digest
 from lavit.workspace import Workspace
 from pretrain.finetune import started_from
 from pretrain.train import main as pretrain_alone
+from tokenizer.train_autoencoder import main as train_autoencoder
 from tokenizer.train_decoder import main as train_decoder
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +131,24 @@ def test_two_ranks_took_every_step(finished: Path) -> None:
 
 
 @pytest.mark.timeout(120)
+def test_a_finished_run_becomes_a_release_with_its_card(finished: Path, tmp_path: Path) -> None:
+    experiment = load_experiment(finished / "config.yaml")
+    export(experiment, finished, tmp_path / "release")
+    system = LaVIT.from_pretrained(tmp_path / "release", "cpu")
+    run = LaVIT.from_run(Workspace(experiment, finished))
+    assert not [name for name in system.tokenizer.state_dict() if "classifier" in name]
+    picture = np.full((50, 40, 3), 200, np.uint8)
+    drawn, its = (np.asarray(each.draw("animals: cat", seed=1), np.int16) for each in (system, run))
+    assert drawn.shape == (32, 32, 3) and isinstance(system.caption(picture), str)
+    assert np.abs(drawn - its).mean() < 8, "half a precision on disk does not make another picture"
+    card = (tmp_path / "release" / "README.md").read_text()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for words in ("Apache-2.0", "emoji-datasource-google", "nearest neighbour", f"{metrics['caption']['cider']:.3f}"):
+        assert words in card, words
+    with pytest.raises(ValueError, match="is there already"):
+        export(experiment, finished, tmp_path / "release")
+
+
 def test_second_call_takes_seconds_and_changes_nothing(finished: Path) -> None:
     before = {name: (finished / name).stat().st_mtime_ns for name in (*WEIGHTS, "report.html")}
     start = time.monotonic()
@@ -206,8 +227,72 @@ def test_runs_that_cannot_be_gone_on_from(finished: Path, tmp_path: Path, settin
         started_from(experiment)
 
 
+LATENTS = """
+base: {toy}
+run: {run}
+tokens_from: {finished}
+autoencoder:
+  model: {{features: 0.1}}
+  train: {{steps: 4, batch: 8, zero_stage: 3, checkpoint_every: 3, log_every: 1, ema: 0.5}}
+decoder:
+  model:
+    latents: {{vae: {{channels: [8, 16], latent_channels: 4, groups: 4}}}}
+    conditioning: {{sdxl: {{widths: [8, 16], heads: 2, time: 8}}}}
+    sizes: [[32, 48]]
+    draft: false
+    prediction: flow_prediction
+    sampler: euler
+    guidance: 2.0
+    unet: {{cross_attention: [false, true], transformers: [1, 2], linear: true}}
+  train: {{steps: 4, zero_stage: 3, accumulate: 2}}
+"""
+
+
+@pytest.mark.timeout(400)
+def test_a_decoder_of_the_larger_shape_on_latents_of_its_own_vae(finished: Path, tmp_path: Path) -> None:
+    """Two ranks, ZeRO-3, through the real launcher; what stands beside the weights is in no checkpoint."""
+    config = tmp_path / "latents.yaml"
+    config.write_text(LATENTS.format(toy=TOY, run=tmp_path / "run", finished=finished))
+    experiment = load_experiment(config)
+    work = Workspace(experiment, tmp_path / "run")
+    with pytest.raises(ValueError, match="no VAE at .*autoencoder/vae; run tokenizer.train_autoencoder first"):
+        work.vae()
+    environment = os.environ | launch_environment(2)
+    for module in ("tokenizer.train_autoencoder", "tokenizer.train_decoder"):
+        command = [sys.executable, "-m", "lavit.launch", module, "--processes", "2", "--", str(config)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    vae, renderer = work.vae(), work.renderer()
+    about = json.loads((work.run / "autoencoder" / "done.json").read_text())
+    assert vae.config.scaling_factor == about["scaling_factor"] != 1.0
+    averages = load_file(work.run / "decoder" / "checkpoints" / "step4" / "ema.safetensors")
+    released = load_file(work.run / "decoder" / "renderer.safetensors")
+    assert {name.removeprefix("renderer.") for name in averages} == released.keys()
+    assert {name.split(".")[0] for name in released} == {"unet", "conditioning"}
+    for name, value in averages.items():
+        np.testing.assert_array_equal(released[name.removeprefix("renderer.")], value, err_msg=name)
+    features = work.tokenizer().decode(work.tokenizer().lookup(*work.codes("captions", "test").padded([0, 1])))
+    assert renderer.render(features, [0, 1]).shape == (2, 3, 32, 32)
+    assert renderer.render(features, [0, 1], size=(32, 48)).shape == (2, 3, 32, 48)
+
+
+def test_an_autoencoder_that_the_decoder_does_not_ask_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="decoder.model.latents has no VAE to be trained; give it one"):
+        train_autoencoder(load_experiment(TOY, [f"run={tmp_path}"]), tmp_path)
+
+
+def test_the_curve_has_every_sampler_and_number_of_steps(finished: Path) -> None:
+    curve = json.loads((finished / "eval" / "reconstruction" / "figures.json").read_text())["curve"]
+    found = [(row["sampler"], row["steps"]) for row in curve]
+    assert found == [(sampler, steps) for sampler in ("ddim", "dpm") for steps in (2, 4, 8, 20, 50)]
+    assert all(0 <= row["r5"] <= 1 and row["fd_lite0"] > 0 for row in curve)
+    assert len({row["fd_lite0"] for row in curve}) == len(curve), "each is rendered anew"
+
+
 def test_a_decoder_of_larger_pictures_than_there_are_is_refused(tmp_path: Path) -> None:
-    experiment = load_experiment(TOY, [f"run={tmp_path}", "decoder.model.image_size=128", "decoder.model.patch=32"])
+    experiment = load_experiment(
+        TOY, [f"run={tmp_path}", "decoder.model.image_size=128", "decoder.model.latents.folded.patch=32"]
+    )
     with pytest.raises(
         ValueError, match="decoder.model.image_size 128 is more than the pictures are stored at, data.im"
     ):

@@ -92,7 +92,7 @@ def main(folder, steps, poison={}, stop=None, cut=None, width=6, muon=False, tol
     def validate():
         """Figures by the number of steps taken, as if they were measured."""
         assert not model.training
-        return {"loss": told[str(taken[-1] if taken else 0)]}
+        return {"loss": told[str(taken[-1] if taken else 0)], "size": float(model((DATA, "")).size)}
 
     counts = lambda step: {"tokens_read": 3.0}
     train(model, batch_at, config, Path(folder), validate=validate if told else None, counts=counts, flops=len)
@@ -131,6 +131,7 @@ NAN_GRADIENT = {"3": [True, 0, 0, "gradient"]}
 NAN_ON_ONE_RANK = {"3": [True, 1, 1, "loss"]}
 VALIDATED = {"steps": STEPS, "validate_every": 2, "told": {"0": 9.0, "2": 3.0, "4": 1.0, "6": 2.0, "8": 1.5}}
 MUON = {"steps": STEPS, "muon": True, "poison": NAN_GRADIENT, "keep_checkpoints": 9}
+EMA = {"steps": STEPS, "ema": 0.3, "validate_every": STEPS, "told": {"0": 9.0, "8": 1.0}}
 FOREVER = {str(step): [True, 0, 0, "loss"] for step in range(2, 20)}
 
 
@@ -148,6 +149,9 @@ def one_rank(tmp_path_factory) -> Path:
         "nan_forever": {"steps": STEPS, "poison": FOREVER, "keep_checkpoints": 9},
         "muon": MUON,
         "validated": VALIDATED,
+        "ema": EMA | {"poison": NAN_GRADIENT, "keep_checkpoints": 9},
+        "ema_wide": {"steps": 3, "width": WIDE, "ema": 0.9},
+        "ema_zero1_cut": EMA | {"zero_stage": 1, "stop": 4},
         "zero1_cut": {"steps": STEPS, "zero_stage": 1, "stop": 4},
         "cut": {"steps": STEPS, "stop": 4},
     })  # fmt: skip
@@ -170,6 +174,9 @@ def two_ranks(tmp_path_factory) -> Path:
         "zero0_cut": {"steps": STEPS, "stop": 4},
         "zero2_cut": {"steps": STEPS, "zero_stage": 2, "stop": 4},
         "zero3_cut": {"steps": STEPS, "zero_stage": 3, "stop": 4},
+        **{f"ema_zero{stage}_cut": EMA | {"zero_stage": stage, "stop": 4} for stage in (2, 3)},
+        "ema_zero3_same": EMA | {"zero_stage": 3},
+        "ema_wide": {"steps": 3, "width": WIDE, "ema": 0.9, "zero_stage": 3},
         "whole": {"steps": 1},
     }, ranks=2)  # fmt: skip
     assert set(SHARED_MEMORY.glob("deepspeed*")) <= before, "no buffers are left in memory"
@@ -186,13 +193,22 @@ def resumed(one_rank, two_ranks) -> Path:
     shutil.copytree(
         one_rank / "validated" / "checkpoints" / "step4", one_rank / "validated_cut" / "checkpoints" / "step4"
     )
+    shutil.copytree(one_rank / "ema" / "checkpoints" / "step3", one_rank / "ema_cut" / "checkpoints" / "step3")
+    shutil.copytree(one_rank / "ema_cut", one_rank / "ema_lost")
+    (one_rank / "ema_lost" / "checkpoints" / "step3" / "ema.safetensors").unlink()
     started(one_rank, {
         "cut": {"steps": STEPS},
+        "ema_cut": EMA | {"poison": NAN_GRADIENT},
+        "ema_lost": EMA,
         "muon_cut": MUON,
         "validated_cut": VALIDATED,
         **{str(two_ranks / f"zero{stage}_cut"): {"steps": STEPS, "zero_stage": stage} for stage in (0, 2, 3)},
+        **{str(two_ranks / f"ema_zero{stage}_cut"): EMA | {"zero_stage": stage} for stage in (2, 3)},
     })  # fmt: skip
-    started(two_ranks, {str(one_rank / "zero1_cut"): {"steps": STEPS, "zero_stage": 1}}, ranks=2)
+    started(two_ranks, {
+        str(one_rank / "zero1_cut"): {"steps": STEPS, "zero_stage": 1},
+        str(one_rank / "ema_zero1_cut"): EMA | {"zero_stage": 1},
+    }, ranks=2)  # fmt: skip
     return one_rank / "cut"
 
 
@@ -202,11 +218,11 @@ def log_of(folder: Path) -> list[dict]:
 
 
 def losses(folder: Path) -> list[float | None]:
-    return [line.get("loss") for line in log_of(folder)]
+    return [line.get("loss") for line in log_of(folder) if "loss" in line or "skipped" in line]
 
 
-def by_hand(skipped: int | None = None) -> tuple[list[float | None], dict[str, torch.Tensor]]:
-    """The same training with nothing but torch: losses and weights after ``STEPS`` steps."""
+def by_hand(skipped: int | None = None, ema: float = 0.0) -> tuple[list[float | None], dict[str, torch.Tensor]]:
+    """The same training with nothing but torch: losses, and weights after ``STEPS`` steps or their averages."""
     torch.manual_seed(1)
     first, second = nn.Linear(4, 6), nn.Linear(6, 4)
     model = nn.ModuleDict({"first": first, "second": second})
@@ -218,6 +234,7 @@ def by_hand(skipped: int | None = None) -> tuple[list[float | None], dict[str, t
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
     config, out = OptimizerConfig(warmup=2), []
     numbers = [items_at(Place(step, 0, 0, 1, BATCH), 1, ITEMS, 3) for step in range(STEPS)]
+    averages = {name: p.detach().clone() for name, p in model.named_parameters()}
     for step in range(STEPS):
         x = data[numbers[step]]
         loss = (second(first(x).tanh()) - x.flip(-1)).square().mean()
@@ -230,11 +247,13 @@ def by_hand(skipped: int | None = None) -> tuple[list[float | None], dict[str, t
         for group in optimizer.param_groups:
             group["lr"] = group["base"] * learning_rate_factor(step, STEPS, config)
         optimizer.step()
-    return out, model.state_dict()
+        decay = min(ema, (1 + step) / (10 + step))
+        averages = {name: decay * averages[name] + (1 - decay) * p.detach() for name, p in model.named_parameters()}
+    return out, averages
 
 
-def assert_trained_as_by_hand(folder: Path, skipped: int | None = None) -> None:
-    expected, weights = by_hand(skipped)
+def assert_trained_as_by_hand(folder: Path, skipped: int | None = None, ema: float = 0.0) -> None:
+    expected, weights = by_hand(skipped, ema)
     found = losses(folder)
     assert len(found) == STEPS
     for step, (loss, wanted) in enumerate(zip(found, expected, strict=True)):
@@ -353,6 +372,42 @@ def test_another_number_of_ranks_goes_on(one_rank, two_ranks, resumed, name):
     assert_trained_as_by_hand(folder)
     assert load_file(folder / "model.safetensors")["seen"] == STEPS, "what is no parameter goes on too"
     assert [path.name for path in (folder / "checkpoints").iterdir() if path.is_dir()] == [f"step{STEPS}"]
+
+
+@pytest.mark.parametrize("name", ["ema", "ema_cut"])
+def test_averaged_weights_are_released_and_a_dropped_step_leaves_them(one_rank, resumed, name):
+    averages, last = by_hand(3, 0.3)[1], by_hand(3)[1]
+    released = load_file(one_rank / name / "model.safetensors")
+    for key, value in averages.items():
+        torch.testing.assert_close(released[key], value, atol=1e-6, rtol=0)
+        assert (value - last[key]).abs().max() > 1e-3, "they are not the last ones"
+        assert torch.equal(released[key], load_file(one_rank / "ema" / "model.safetensors")[key]), "bit for bit"
+
+
+@pytest.mark.parametrize("name", ["ema_zero1_cut", "ema_zero2_cut", "ema_zero3_cut", "ema_zero3_same"])
+def test_averages_are_the_same_under_zero_and_for_another_number_of_ranks(one_rank, two_ranks, resumed, name):
+    folder = (one_rank if name == "ema_zero1_cut" else two_ranks) / name
+    assert_trained_as_by_hand(folder, ema=0.3)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    (validated,) = (line["validation_size"] for line in lines if "validation_size" in line)
+    weights = load_file(folder / "model.safetensors")
+    data = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    hidden = (data @ weights["first.weight"].T + weights["first.bias"]).tanh()
+    size = (hidden @ weights["second.weight"].T + weights["second.bias"]).abs().mean()
+    assert validated == pytest.approx(size.item(), abs=1e-5), "the averages are what is validated"
+
+
+def test_averages_of_what_zero_3_spreads_over_the_ranks_are_whole(one_rank, two_ranks):
+    one, two = (load_file(folder / "ema_wide" / "model.safetensors") for folder in (one_rank, two_ranks))
+    kept = load_file(two_ranks / "ema_wide" / "checkpoints" / "step3" / "ema.safetensors")
+    for name, value in kept.items():
+        assert torch.equal(value, two[name]), name
+        assert (value - one[name]).abs().mean() < 1e-4, name
+
+
+def test_a_checkpoint_without_its_averages_is_refused(one_rank, resumed):
+    error = (one_rank / "ema_lost" / "error.txt").read_text()
+    assert "step3/ema.safetensors does not hold the averaged weights" in error and "remove" in error
 
 
 def test_a_rank_that_cannot_read_its_data_ends_the_others(tmp_path):

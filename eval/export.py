@@ -1,0 +1,126 @@
+"""A finished run as a release folder with its model card: ``make release CONFIG=… OUT=…``"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from eval.figures import GROUPS, Metrics, table
+from lavit.experiment import Experiment, run_stage
+from lavit.pipeline import LaVIT
+from lavit.runs import read_json
+from lavit.workspace import Workspace
+
+STORED = "float16"
+
+
+def export(experiment: Experiment, run: Path, folder: Path) -> None:
+    """Write what ``run`` trained to ``folder``.
+
+    Raises:
+        ValueError: a stage is missing, or the folder holds something.
+    """
+    if not (run / "metrics.json").is_file():
+        raise ValueError(f"{run} has no metrics.json for the model card; finish the run first, reports included")
+    work = Workspace(experiment, run)
+    system = LaVIT.from_run(work)
+    sizes = {
+        "tokenizer, with its frozen encoder": system.tokenizer,
+        "language model": system.model,
+        "pixel decoder": system.renderer,
+    }
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in sizes.items()}
+    indices = [read_json(run / "data" / part / "index.json") for part in work.parts()]
+    card = model_card(experiment, read_json(run / "metrics.json"), indices, read_json(run / "environment.json"), counts)
+    system.save_pretrained(folder, STORED, card)
+
+
+def model_card(
+    experiment: Experiment,
+    metrics: Metrics,
+    indices: list[dict[str, Any]],
+    environment: dict[str, Any],
+    counts: dict[str, int],
+) -> str:
+    """The text of README.md: what it is, what it was trained on, its figures beside their baselines, its limits."""
+    licences = {name: about for index in indices for name, about in index["licences"].items()}
+    data = [
+        f"| {name} | {a.get('package', '')} {a.get('version', '')} | {a['licence']} | {a.get('what', '')} |"
+        for name, a in licences.items()
+    ]
+    figures = [
+        f"| {group} | {row.title}{f' ({row.note})' if row.note else ''} | {row.value} | "
+        f"{', '.join(f'{mark.words} {mark.value}' for mark in row.marks)} |"
+        for group, rows in table(metrics).items()
+        for row in rows
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts.items())
+    tests = metrics[next(group for group in GROUPS if group in metrics)]["split"]
+    e, commit = experiment, environment["commit"][:12] + (", with changes" if environment["dirty"] else "")
+    images = sum(sum(index["counts"].values()) for index in indices)
+    return f"""---
+library_name: lavit
+tags: [image-to-text, text-to-image, visual-tokens]
+licence: see "Trained on"
+---
+# LaVIT, {sum(counts.values()) / 1e6:.0f} M parameters
+
+A picture becomes a varying number of discrete visual words, one language model reads and writes them together with
+text, and a diffusion decoder turns them back into pixels, as in LaVIT (arXiv 2309.04669). Parameters: {parts}.
+
+```python
+from lavit.pipeline import LaVIT
+
+model = LaVIT.from_pretrained("this folder")
+model.caption("cat.png")
+model.answer("cat.png", "what is it?")
+model.draw("animals: cat", seed=1).save("drawn.png")
+model.reconstruct("cat.png", tokens=16).save("rebuilt.png")
+```
+
+`unet/`, `vae/` and `scheduler/` below `decoder/` are diffusers' own folders.
+
+## Trained on
+
+{images:,} pictures. Captions have the form `category: label`; text that is written like them is drawn best.
+
+| source | package | licence | what |
+|---|---|---|---|
+{chr(10).join(data)}
+
+## Figures
+
+Measured on the {tests} split, whose concepts were not trained on; docs/results.md of the project says how.
+
+| | figure | this model | beside it |
+|---|---|---|---|
+{chr(10).join(figures)}
+
+## Limits
+
+It knows single things on a plain ground, and what pictures of this kind call them. It knows no scenes and no photos,
+cannot count or write, and its pictures are {e.decoder.model.image_size} pixels wide. It repeats what its sources hold,
+stereotypes included, and has no filter: `LaVIT(parts, policy=…)` takes one. It is made for study.
+
+## Made by
+
+Commit {commit} of the project with `{e.run}` (seed {e.seed}), Python {environment["python"]}, {versions}.
+`config.yaml` has every setting of the parts and the sha256 of every file.
+"""
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) < 2:
+        raise SystemExit("usage: python -m eval.export FOLDER CONFIG [key=value ...]")
+
+    def stage(experiment: Experiment, run: Path) -> None:
+        export(experiment, run, Path(argv[0]))
+        print(f"{argv[0]} is ready")
+
+    run_stage(stage, argv=argv[1:])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,300 @@
+"""The command line of a trained system: ``lavit caption|answer|draw|reconstruct|tokens|serve|info``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch and its company take seconds, which --help must not
+    from PIL import Image
+
+    from lavit.pipeline import LaVIT
+
+RELEASED = Path(__file__).parent / "released"  # comes with the package
+EXAMPLES = """examples:
+  lavit caption cat.png dog.png
+  lavit answer cat.png "what animal is it?"
+  lavit draw "animals: cat" --seed 3 --out cat.png
+  lavit draw "with a hat" --image cat.png --out cat-with-hat.png
+  lavit reconstruct cat.png --tokens 16 --out rebuilt.png
+  lavit tokens cat.png --json
+  lavit serve --port 7860
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it went well, 1 if a policy kept a picture back, 2 for a user's mistake, 130 after Ctrl-C."""
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+        return 0
+    except ValueError as error:
+        from lavit.pipeline import Refused
+
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, Refused) else 2
+    except BrokenPipeError:  # `lavit tokens … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
+    top = argparse.ArgumentParser(
+        "lavit",
+        description="Pictures to words and words to pictures, with a trained LaVIT.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for name, words, run, add in (
+        ("caption", "say what is in images", caption, _caption),
+        ("answer", "answer a question about an image", answer, _answer),
+        ("draw", "draw from text, from images, or from both", draw, _draw),
+        ("reconstruct", "show what an image's tokens remember of it", reconstruct, _reconstruct),
+        ("tokens", "print an image's visual words", tokens, _tokens),
+        ("serve", "open a page to try all of it", serve, _serve),
+        ("info", "say what a release is", info, lambda command: None),
+    ):
+        examples = [line for line in EXAMPLES.splitlines() if line.strip().startswith(f"lavit {name}")]
+        command = commands.add_parser(
+            name,
+            help=words,
+            description=words.capitalize() + ".",
+            epilog="\n".join(["examples:", *examples]) if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add(command)
+        model = "a release folder; by default $LAVIT_MODEL, else the one that comes with lavit"
+        command.add_argument("--model", type=Path, metavar="FOLDER", help=model)
+        command.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
+        command.add_argument("--dtype", help="float32, bfloat16 or float16")
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.set_defaults(run=run)
+    return top
+
+
+def opened(arguments: argparse.Namespace) -> LaVIT:
+    """The system that a command is to use."""
+    from lavit.pipeline import LaVIT
+
+    return LaVIT.from_pretrained(chosen_folder(arguments), arguments.device, arguments.dtype)
+
+
+def chosen_folder(arguments: argparse.Namespace) -> Path:
+    """The release that the options, the environment or the package name."""
+    return arguments.model or Path(os.environ.get("LAVIT_MODEL") or RELEASED)
+
+
+def caption(arguments: argparse.Namespace) -> None:
+    system = opened(arguments)
+    texts = system.caption([str(path) for path in arguments.images], _text_plan(arguments, system.plans.caption))
+    _say(arguments, [{"image": str(p), "caption": t} for p, t in zip(arguments.images, texts, strict=True)], "caption")
+
+
+def _caption(command: argparse.ArgumentParser) -> None:
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    _writing(command)
+
+
+def answer(arguments: argparse.Namespace) -> None:
+    system = opened(arguments)
+    plan = _text_plan(arguments, system.plans.answer)
+    text = system.answer(str(arguments.image), arguments.question, plan)
+    said = {"image": str(arguments.image), "question": arguments.question, "answer": text}
+    _say(arguments, [said], "answer")
+
+
+def _answer(command: argparse.ArgumentParser) -> None:
+    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument("question", metavar="QUESTION")
+    _writing(command)
+
+
+def draw(arguments: argparse.Namespace) -> None:
+    places = _places(arguments, arguments.count)
+    system = opened(arguments)
+    seeds = [arguments.seed + number for number in range(arguments.count)]
+    images = [str(path) for path in arguments.image] or None
+    pictures = system.draw(
+        [arguments.text] * len(seeds), None if images is None else [images] * len(seeds), seeds,
+        _image_plan(arguments, system), arguments.candidates, arguments.guidance, arguments.steps,
+    )  # fmt: skip
+    _keep(pictures, places, arguments)
+    rows = [{"text": arguments.text, "seed": s, "file": str(p)} for s, p in zip(seeds, places, strict=True)]
+    _say(arguments, rows, "file")
+
+
+def _draw(command: argparse.ArgumentParser) -> None:
+    command.add_argument("text", nargs="?", default=None, metavar="TEXT")
+    command.add_argument("--image", nargs="+", action="extend", type=Path, default=[], metavar="IMAGE",
+                         help="images that the text follows")  # fmt: skip
+    command.add_argument("--count", type=int, default=1, help="drawings, from as many seeds (1)")
+    command.add_argument("--candidates", type=int, help="drawings of which the model chooses the best")
+    command.add_argument("--temperature", type=float, help="of the visual words")
+    command.add_argument("--top-k", type=int)
+    command.add_argument("--top-p", type=float)
+    command.add_argument("--text-guidance", type=float, help="of the language model; 1 is none")
+    command.add_argument("--tokens", type=int, help="at most so many visual words")
+    _painting(command, "drawing.png")
+
+
+def reconstruct(arguments: argparse.Namespace) -> None:
+    places = _places(arguments, 1)
+    system = opened(arguments)
+    picture = system.reconstruct(
+        str(arguments.image), arguments.tokens, arguments.seed, arguments.guidance, arguments.steps
+    )
+    _keep([picture], places, arguments)
+    _say(arguments, [{"image": str(arguments.image), "file": str(places[0])}], "file")
+
+
+def _reconstruct(command: argparse.ArgumentParser) -> None:
+    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument("--tokens", type=int, help="how many tokens; by default as many as the image asks for")
+    _painting(command, "reconstruction.png")
+
+
+def tokens(arguments: argparse.Namespace) -> None:
+    found = opened(arguments).tokens([str(path) for path in arguments.images], arguments.tokens)
+    rows = [
+        {"image": str(path), "grid": its.grid, "places": its.places.tolist(), "words": its.words.tolist()}
+        for path, its in zip(arguments.images, found, strict=True)
+    ]
+    if arguments.json:
+        _say(arguments, rows, "")
+    for row in [] if arguments.json else rows:
+        print(f"{row['image']}: {len(row['words'])} of {row['grid'] ** 2} patches")
+        print("  " + " ".join(map(str, row["words"])))
+        for y in range(row["grid"]):
+            marks = ("#" if y * row["grid"] + x in row["places"] else "." for x in range(row["grid"]))
+            print("  " + " ".join(marks))
+
+
+def _tokens(command: argparse.ArgumentParser) -> None:
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    command.add_argument("--tokens", type=int, help="how many tokens; by default as many as the image asks for")
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    from lavit.serve import serve as open_page
+
+    open_page(opened(arguments), arguments.host, arguments.port)
+
+
+def _serve(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=7860)
+
+
+def info(arguments: argparse.Namespace) -> None:
+    folder = chosen_folder(arguments)
+    system = opened(arguments)
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (
+            ("tokenizer", system.tokenizer),
+            ("language model", system.model),
+            ("decoder", system.renderer),
+        )
+        if part is not None
+    }
+    config = system.tokenizer.config
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    row = {
+        "folder": str(folder),
+        "megabytes": round(size / 1e6, 1),
+        "parameters": counts,
+        "vocabulary": {"text": system.model.vocabulary.text_size, "codes": config.quantizer.codes},
+        "patches": config.encoder.patches,
+        "reads": config.encoder.image_size,
+        "draws": system.renderer.config.image_size if system.renderer is not None else None,
+    }
+    if arguments.json:
+        print(json.dumps(row))
+        return
+    for name, value in row.items():
+        words = ", ".join(f"{k} {v:,}" for k, v in value.items()) if isinstance(value, dict) else value
+        print(f"{name:<12}{words}")
+
+
+# --------------------------------------------------------------------------------------------------------- common
+
+
+def _writing(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--beams", type=int, help="beams of the search; 1 is greedy")
+    command.add_argument("--max-tokens", type=int)
+
+
+def _painting(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--guidance", type=float, help="of the pixel decoder; 1 is none")
+    command.add_argument("--steps", type=int, help="of the pixel decoder")
+    command.add_argument("--out", type=Path, default=Path(default), help=f"the file to write ({default})")
+    command.add_argument("--force", action="store_true", help="write over files that are there")
+
+
+def _text_plan(arguments: argparse.Namespace, plan: Any) -> Any:
+    import dataclasses
+
+    given = {"beams": arguments.beams, "max_tokens": arguments.max_tokens}
+    return dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
+
+
+def _image_plan(arguments: argparse.Namespace, system: LaVIT) -> Any:
+    import dataclasses
+
+    given = {
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "top_p": arguments.top_p,
+        "guidance": arguments.text_guidance,
+        "max_tokens": arguments.tokens,
+    }
+    return dataclasses.replace(system.plans.image, **{k: value for k, value in given.items() if value is not None})
+
+
+def _places(arguments: argparse.Namespace, count: int) -> list[Path]:
+    """The files to write, checked before the work is done."""
+    if count < 1:
+        raise ValueError(f"--count {count} draws nothing; give at least 1")
+    out = arguments.out
+    places = [out] if count == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(count)]
+    there = [str(place) for place in places if place.exists()]
+    if there and not arguments.force:
+        raise ValueError(f"{', '.join(there)} is there already; give another --out, or --force to write over it")
+    if not out.parent.is_dir():
+        raise ValueError(f"there is no folder {out.parent} for {out.name}; make it first")
+    return places
+
+
+def _keep(pictures: list[Image.Image], places: list[Path], arguments: argparse.Namespace) -> None:
+    from lavit.runs import written_whole
+
+    for picture, place in zip(pictures, places, strict=True):
+        try:
+            with written_whole(place) as draft:
+                picture.save(draft, place.suffix.lstrip(".").replace("jpg", "jpeg") or "png")
+        except (OSError, KeyError) as error:
+            said = error.strerror if isinstance(error, OSError) and error.strerror else f"no format {error}"
+            raise ValueError(f"{place} cannot be written: {said}; give another --out") from None
+
+
+def _say(arguments: argparse.Namespace, rows: list[dict[str, Any]], key: str) -> None:
+    if arguments.json:
+        print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
+        return
+    for row in rows:
+        print(row[key] if len(rows) == 1 else f"{row.get('image', row[key])}: {row[key]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

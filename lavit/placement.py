@@ -1,0 +1,44 @@
+"""Language models in less memory: matrices in 8 or 4 bits (bitsandbytes), weights that wait in the CPU's memory."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import cpu_offload
+from torch import nn
+
+
+def quantize(module: nn.Module, bits: int) -> None:
+    """Put the linear layers of ``module`` into 8 bits (LLM.int8(), arXiv 2208.07339) or 4 (NF4, arXiv 2305.14314).
+
+    In place; what they compute stays near what it was. Biases and everything else stay.
+
+    Raises:
+        ValueError: another number of bits, or bitsandbytes is not installed.
+    """
+    if bits not in (4, 8):
+        raise ValueError(f"bits is {bits}; choose 8 or 4, or none for the weights as they are")
+    try:
+        from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+    except ImportError:
+        raise ValueError(
+            "weights in few bits need bitsandbytes; `pip install bitsandbytes`, or leave bits out"
+        ) from None
+    for name, layer in list(module.named_modules()):
+        if not isinstance(layer, nn.Linear):
+            continue
+        weight, sizes = layer.weight.data, (layer.in_features, layer.out_features, layer.bias is not None)
+        if bits == 8:
+            new = Linear8bitLt(*sizes, has_fp16_weights=False)
+            new.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        else:
+            new = Linear4bit(*sizes, compute_dtype=weight.dtype, quant_type="nf4")
+            new.weight = Params4bit(weight, requires_grad=False, quant_type="nf4")
+        new.bias = layer.bias
+        holder, _, last = name.rpartition(".")
+        # Moving them is what quantizes them, also to where they are.
+        setattr(module.get_submodule(holder), last, new.to(weight.device))
+
+
+def offload(module: nn.Module, device: torch.device) -> None:
+    """Keep the weights of ``module`` in the CPU's memory; each layer's go to ``device`` while it computes."""
+    cpu_offload(module, execution_device=device)

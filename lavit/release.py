@@ -1,0 +1,254 @@
+"""A release: a trained system as a folder that anyone can open, with nothing pickled in it.
+
+```
+config.yaml          one readable file: the parts' settings, how to write and draw, sha256 of every other file
+README.md            the model card
+tokenizer/           model*.safetensors
+language_model/      config.json (transformers), model*.safetensors, tokenizer.json
+decoder/             unet/, vae/, scheduler/ (diffusers opens each of them), conditioning.safetensors
+```
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from lavit.config import load, to_yaml
+from lavit.data.text import open_text_tokenizer
+from lavit.generation import ImagePlan, TextPlan
+from lavit.layers.lora import without_lora
+from lavit.model import ModelConfig, UnifiedLM
+from lavit.placement import offload, quantize
+from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
+from lavit.renderers.folder import load_diffusers, save_diffusers
+from lavit.tokenizers.merger import Merger
+from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+from lavit.training.weights import file_digest, fill
+
+FORMAT = 1
+SHARD = "14MB"  # a file that version control and mirrors still take
+
+
+@dataclass
+class GenerationConfig:
+    """How the system writes and draws unless it is told otherwise; see :class:`lavit.pipeline.LaVIT`."""
+
+    caption: TextPlan = field(default_factory=TextPlan)
+    answer: TextPlan = field(default_factory=TextPlan)
+    image: ImagePlan = field(default_factory=ImagePlan)
+    candidates: int = 1
+
+
+@dataclass
+class LanguageConfig:
+    """``row``, ``read`` and ``port`` as in the settings of pretraining."""
+
+    row: int = 256
+    read: str = "features"
+    port: str = "features"
+
+
+@dataclass
+class ReleaseConfig:
+    """``files`` has the sha256 of every file of weights, of settings and of the text tokenizer, by its path."""
+
+    format: int = FORMAT
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    language_model: LanguageConfig = field(default_factory=LanguageConfig)
+    decoder: DiffusionConfig | None = None
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Parts:
+    """What a release holds. ``renderer`` is None for a system that only writes."""
+
+    tokenizer: Tokenizer
+    model: UnifiedLM
+    renderer: DiffusionRenderer | None
+    text: PreTrainedTokenizerBase
+    language: LanguageConfig
+    generation: GenerationConfig
+
+
+def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None = None) -> None:
+    """Write a release, whole or not at all.
+
+    Args:
+        folder: must not exist, or be empty.
+        parts: what is written.
+        card: text of README.md.
+        dtype: of matrices on disk; vectors, such as norms and biases, stay as they are. By default all stays.
+
+    Raises:
+        ValueError: the folder holds something, or cannot be written (a full disk, no permission).
+    """
+    if folder.is_dir() and any(folder.iterdir()) or folder.is_file():
+        raise ValueError(f"{folder} is there already; remove it or name another folder")
+    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        draft.mkdir(parents=True)
+        _write(draft, parts, card, dtype)
+        if folder.is_dir():
+            folder.rmdir()
+        draft.rename(folder)
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; nothing was left there") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None) -> None:
+    tokenizer = copy.deepcopy(parts.tokenizer)
+    tokenizer.encoder.drop_classifier()
+    _save(tokenizer, folder / "tokenizer", dtype)
+    model = without_lora(parts.model)
+    _save(model, folder / "language_model", dtype)
+    model.blocks.config.save_pretrained(folder / "language_model")
+    parts.text.save_pretrained(folder / "language_model")
+    if parts.renderer is not None:
+        save_diffusers(parts.renderer, folder / "decoder", dtype, SHARD)
+    files = {path.relative_to(folder).as_posix(): file_digest(path) for path in _files(folder)}
+    config = ReleaseConfig(
+        FORMAT,
+        _without_paths(parts.tokenizer.config),
+        parts.language,
+        parts.renderer.config if parts.renderer is not None else None,
+        parts.generation,
+        files,
+    )
+    (folder / "config.yaml").write_text(to_yaml(config))
+    (folder / "README.md").write_text(card)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _save(module: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
+    folder.mkdir()
+    state = {name: _stored(value.detach().cpu(), dtype) for name, value in module.state_dict().items()}
+    save_torch_state_dict(state, folder, max_shard_size=SHARD)
+
+
+def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype) if dtype and value.is_floating_point() and value.dim() > 1 else value
+
+
+def _without_paths(config: TokenizerConfig) -> TokenizerConfig:
+    """The settings without the place on somebody's disk that the encoder's weights once came from."""
+    weights = config.encoder.weights
+    if weights.file is None:
+        return config
+    encoder = dataclasses.replace(config.encoder, weights=dataclasses.replace(weights, file=Path(weights.file).name))
+    return dataclasses.replace(config, encoder=encoder)
+
+
+def read_config(folder: Path, verify: bool = True) -> ReleaseConfig:
+    """The settings of a release whose files are as they were written.
+
+    Raises:
+        ValueError: no release there, one of a newer format, and files that are missing or altered, by name.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is no release: it has no config.yaml; give a folder that save_pretrained wrote")
+    config = load(ReleaseConfig, folder / "config.yaml")
+    if config.format != FORMAT:
+        raise ValueError(
+            f"{folder} has format {config.format}, and this lavit reads {FORMAT}; install the other version"
+        )
+    missing = [name for name in config.files if not (folder / name).is_file()]
+    altered = [] if missing or not verify else [n for n, sha in config.files.items() if file_digest(folder / n) != sha]
+    if missing or altered:
+        said = f"is missing {', '.join(missing)}" if missing else f"was altered: {', '.join(altered)}"
+        raise ValueError(f"the release {folder} {said}; get it again")
+    return config
+
+
+def read_release(
+    folder: Path,
+    verify: bool = True,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    bits: int | None = None,
+    offloaded: bool = False,
+) -> Parts:
+    """The parts of a release in evaluation mode, the language model and the U-Net in ``dtype``, the rest in float32.
+
+    ``bits`` and ``offloaded`` are of the language model's blocks; see :mod:`lavit.placement`.
+
+    Raises:
+        ValueError: see :func:`read_config` and :func:`lavit.placement.quantize`.
+    """
+    config = read_config(folder, verify)
+    text = open_text_tokenizer(folder / "language_model")
+    shape = AutoConfig.from_pretrained(folder / "language_model")
+
+    def new_tokenizer() -> Tokenizer:
+        tokenizer = Tokenizer(config.tokenizer, pretrained=False)
+        tokenizer.encoder.drop_classifier()
+        return tokenizer
+
+    def new_model() -> UnifiedLM:
+        merger = None
+        if config.language_model.port == "patches":
+            c = config.tokenizer
+            merger = Merger(c.encoder.width, c.encoder.patches, c.merger, c.attention)
+        return UnifiedLM(
+            ModelConfig(port=config.language_model.port),
+            config.tokenizer.vocabulary(shape.vocab_size),
+            config.tokenizer.merger.width,
+            llm=AutoModelForCausalLM.from_config(shape),
+            merger=merger,
+        )
+
+    tokenizer = _filled(new_tokenizer, folder / "tokenizer", torch.float32)
+    twins = ("head.text", "embedding.text.weight") if shape.tie_word_embeddings else None
+    model = _filled(new_model, folder / "language_model", dtype, twins)
+    if twins:
+        model.head.text = model.embedding.text.weight
+    blocks = model.blocks
+    if bits:
+        quantize(blocks, bits)
+    if offloaded:
+        model.blocks = None  # stays where it is
+        offload(blocks, torch.device(device))
+    model = model.to(device)
+    model.blocks = blocks
+    renderer = None
+    if config.decoder is not None:
+        encoder = config.tokenizer.encoder
+        renderer = load_diffusers(folder / "decoder", config.decoder, encoder.width, encoder.patches).to(device)
+        for part in (renderer.unet, renderer.conditioning):
+            part.to(dtype)
+    return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation)
+
+
+def _filled(
+    new: Callable[[], nn.Module], folder: Path, dtype: torch.dtype, twins: tuple[str, str] | None = None
+) -> nn.Module:
+    """A module made without weights of its own, with those of a folder, which holds one of the ``twins``."""
+    with init_empty_weights():
+        module = new()
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            state[name] = value.to(dtype) if value.is_floating_point() else value
+    for name, other in (twins, twins[::-1]) if twins else ():
+        if name not in state:
+            state[name] = state[other]
+    return fill(module, state, folder, assign=True).eval()

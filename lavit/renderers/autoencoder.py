@@ -1,0 +1,106 @@
+"""A VAE of one's own: latents of pictures for the pixel decoder to work on.
+
+Latent diffusion's first stage (arXiv 2112.10752, section 3.1) without its discriminator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+ERRORS = ("l1", "mse")
+
+
+@dataclass
+class AutoencoderConfig:
+    """``error`` of pixels is l1 or mse; ``kl`` weighs the divergence of the latents from a normal distribution.
+
+    ``features`` above 0 weighs a distance in features of the tokenizer's frozen encoder.
+    """
+
+    error: str = "l1"
+    kl: float = 1e-6
+    features: float = 0.0
+
+
+class AutoencoderBatch(NamedTuple):
+    """images (B, 3, S, S) in [-1, 1]; noise (B, C, h, w) of the posterior."""
+
+    images: Tensor
+    noise: Tensor
+
+
+class AutoencoderLoss(NamedTuple):
+    """loss () and its unweighted parts."""
+
+    loss: Tensor
+    error: Tensor
+    kl: Tensor
+    features: Tensor
+
+
+class AutoencoderObjective(nn.Module):
+    """The loss of a VAE: error of pixels + kl · divergence + features · distance, each a mean over pixel values.
+
+    Args:
+        vae: is trained.
+        encoder: frozen and beside it; ``differentiable(images)`` of images in [0, 1], (B, 3, E, E) with E its
+            ``config.image_size``, gives features (B, P, D). Needed where ``config.features`` is above 0.
+    """
+
+    def __init__(self, vae: AutoencoderKL, config: AutoencoderConfig, encoder: nn.Module | None = None):
+        super().__init__()
+        check_autoencoder(config)
+        self.vae, self.config = vae, config
+        self._beside = (encoder,)
+
+    def forward(self, batch: AutoencoderBatch) -> AutoencoderLoss:
+        posterior = self.vae.encode(batch.images).latent_dist
+        rebuilt = self.vae.decode(posterior.mean + posterior.std * batch.noise).sample.float()
+        difference = rebuilt - batch.images
+        error = (difference.abs() if self.config.error == "l1" else difference.square()).mean()
+        # Summed over latents and divided by the number of pixel values, as if both parts were sums over a picture.
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / batch.images.numel()
+        distance = self._distance(rebuilt, batch.images) if self.config.features else torch.zeros_like(error)
+        loss = error + self.config.kl * kl + self.config.features * distance
+        return AutoencoderLoss(loss, error.detach(), kl.detach(), distance.detach())
+
+    def _distance(self, rebuilt: Tensor, images: Tensor) -> Tensor:
+        """Mean over patches of 1 − cosine of standardized features; its gradient goes to ``rebuilt``."""
+        encoder = self._beside[0].eval().to(images.device)
+        size = encoder.config.image_size
+        found, wanted = (
+            encoder.standardize(encoder.differentiable(nn.functional.interpolate(x, (size, size), mode="bilinear")))
+            for x in ((rebuilt + 1) / 2, (images + 1) / 2)
+        )
+        return 1 - nn.functional.cosine_similarity(found, wanted.detach(), dim=-1, eps=1e-6).mean()
+
+
+def check_autoencoder(config: AutoencoderConfig, key: str = "autoencoder.model") -> None:
+    """Raises ValueError for an unknown error or a weight below 0."""
+    if config.error not in ERRORS:
+        raise ValueError(f"{key}.error '{config.error}' is unknown; choose {' or '.join(ERRORS)}")
+    if min(config.kl, config.features) < 0:
+        raise ValueError(f"{key}: kl {config.kl} and features {config.features} must be at least 0")
+
+
+def posterior_noise(shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
+    """(B, *shape) normal noise of the pictures whose generators are given."""
+    return torch.stack([torch.randn(shape, generator=one) for one in generators])
+
+
+@torch.no_grad()
+def measure_scale(vae: AutoencoderKL, batches: Iterable[Tensor]) -> None:
+    """Set the VAE's ``scaling_factor`` to 1 / std of its latents over batches of images (B, 3, S, S) in [-1, 1]."""
+    count, total, square = 0, 0.0, 0.0
+    for images in batches:
+        latents = vae.encode(images.to(vae.device)).latent_dist.mean.double()
+        count, total, square = count + latents.numel(), total + latents.sum(), square + latents.square().sum()
+    std = (square / count - (total / count) ** 2).sqrt()
+    vae.register_to_config(scaling_factor=float(1 / std.clamp_min(1e-6)))

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from lavit.renderers.conditioning import ConditioningConfig, SDConfig, SDXLConfig
+from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
+from lavit.renderers.folder import load_diffusers, save_diffusers
+from lavit.renderers.latents import FoldedConfig, LatentsConfig, VAEConfig, new_vae
+from lavit.renderers.unet import UNetConfig
+
+WIDTH, PATCHES = 5, 16
+UNET = UNetConfig([8, 16], [False, True], heads=[1, 2], layers=1, groups=4)
+CONFIG = DiffusionConfig(
+    image_size=16,
+    latents=LatentsConfig(folded=FoldedConfig(4)),
+    conditioning=ConditioningConfig(sd=SDConfig(8)),
+    unet=UNET,
+    sampling_steps=3,
+)
+LARGE = {
+    "latents": LatentsConfig(vae=VAEConfig([8, 8], latent_channels=3, groups=4)),
+    "conditioning": ConditioningConfig(sdxl=SDXLConfig([8, 12], heads=3, time=8)),
+    "draft": False,
+}
+
+
+def renderer(**changes) -> DiffusionRenderer:
+    """One whose last convolution is not at its start of zeros, so that everything has an influence."""
+    config = dataclasses.replace(CONFIG, **changes)
+    vae = new_vae(config.latents.vae, 16, seed=7) if config.latents.vae else None
+    made = DiffusionRenderer(config, WIDTH, PATCHES, vae=vae).eval()
+    torch.nn.init.normal_(made.unet.conv_out.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    if config.draft:
+        made.draft_weight.normal_(0, 0.1, generator=torch.Generator().manual_seed(2))
+    return made
+
+
+def features(count: int = 3) -> torch.Tensor:
+    return torch.randn(count, PATCHES, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"draft": False, "sampler": "dpm"}, LARGE])
+def test_diffusers_opens_the_folders_by_itself_and_they_load_back(tmp_path, changes):
+    made = renderer(**changes)
+    save_diffusers(made, tmp_path)
+    unet = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet").eval()
+    noisy, time, drop = torch.randn(2, *made.config.shape), torch.tensor([7, 900]), torch.tensor([False, True])
+    with torch.no_grad():
+        context = made.conditioning(features(2), drop, (16, 16))
+        seen = noisy
+        if made.config.draft:
+            seen = torch.cat([noisy, made.draft(features(2)) * ~drop[:, None, None, None]], dim=1)
+        found = unet(seen, time, context.states, added_cond_kwargs=context.added).sample
+        if made.config.draft:
+            found = found + seen[:, noisy.shape[1] :]
+        torch.testing.assert_close(found, made.predict(noisy, time, features(2), drop)[0])
+    kind = DPMSolverMultistepScheduler if made.config.sampler == "dpm" else DDIMScheduler
+    scheduler = kind.from_pretrained(tmp_path, subfolder="scheduler")
+    assert scheduler.config.prediction_type == "sample" and scheduler.config._class_name == kind.__name__
+    assert (tmp_path / "vae").is_dir() == (made.latents.vae is not None)
+    if made.latents.vae is not None:
+        vae = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
+        assert all(torch.equal(v, vae.state_dict()[name]) for name, v in made.latents.vae.state_dict().items())
+    assert not any(name.startswith("unet") for name in load_file(tmp_path / "conditioning.safetensors"))
+    assert not list(tmp_path.rglob("*.bin"))
+
+    config = dataclasses.replace(CONFIG, **changes)
+    opened = load_diffusers(tmp_path, config, WIDTH, PATCHES)
+    assert not opened.training
+    assert torch.equal(opened.render(features(2), [0, 1]), made.render(features(2), [0, 1]))
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    save_diffusers(renderer(), tmp_path)
+    with pytest.raises(ValueError, match="does not fit decoder.model.unet: in_channels is 96 there and 48 here"):
+        load_diffusers(tmp_path, dataclasses.replace(CONFIG, draft=False), WIDTH, PATCHES)
+    with pytest.raises(ValueError, match=r"does not fit; .*\['conditioning.project.weight', 'draft_weight'\]"):
+        load_diffusers(tmp_path, CONFIG, WIDTH + 1, PATCHES)
+    path = tmp_path / "conditioning.safetensors"
+    state = load_file(path)
+    save_file({name: value for name, value in state.items() if "unconditional" not in name}, path)
+    with pytest.raises(ValueError, match=r"missing, .*\['conditioning.unconditional'\]"):
+        load_diffusers(tmp_path, CONFIG, WIDTH, PATCHES)
+    path.unlink()
+    with pytest.raises(ValueError, match="conditioning.safetensors cannot be read"):
+        load_diffusers(tmp_path, CONFIG, WIDTH, PATCHES)
