@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,12 +25,15 @@ EXAMPLES = """examples:
   lavit reconstruct cat.png --tokens 16 --out rebuilt.png
   lavit tokens cat.png --json
   lavit serve --port 7860
+  lavit info --model release
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it went well, 1 if a policy kept a picture back, 2 for a user's mistake, 130 after Ctrl-C."""
     arguments = parser().parse_args(argv)
+    # It warns of kernels that only few bits would use, wherever diffusers finds it installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         arguments.run(arguments)
         sys.stdout.flush()
@@ -77,7 +81,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--model", type=Path, metavar="FOLDER", help=model)
         command.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
         command.add_argument("--dtype", help="float32, bfloat16 or float16")
-        command.add_argument("--json", action="store_true", help="print JSON")
+        if run is not serve:
+            command.add_argument("--json", action="store_true", help="print JSON, a line for each result")
         command.set_defaults(run=run)
     return top
 
@@ -90,8 +95,15 @@ def opened(arguments: argparse.Namespace) -> LaVIT:
 
 
 def chosen_folder(arguments: argparse.Namespace) -> Path:
-    """The release that the options, the environment or the package name."""
-    return arguments.model or Path(os.environ.get("LAVIT_MODEL") or RELEASED)
+    """The release that the options, the environment or the package name.
+
+    Raises:
+        ValueError: none of them does.
+    """
+    named = arguments.model or os.environ.get("LAVIT_MODEL")
+    if not named and not RELEASED.is_dir():
+        raise ValueError("no system comes with this lavit; give the folder of a release as --model or in $LAVIT_MODEL")
+    return Path(named or RELEASED)
 
 
 def caption(arguments: argparse.Namespace) -> None:
@@ -170,8 +182,8 @@ def tokens(arguments: argparse.Namespace) -> None:
         for path, its in zip(arguments.images, found, strict=True)
     ]
     if arguments.json:
-        _say(arguments, rows, "")
-    for row in [] if arguments.json else rows:
+        return _say(arguments, rows, "words")
+    for row in rows:
         print(f"{row['image']}: {len(row['words'])} of {row['grid'] ** 2} patches")
         print("  " + " ".join(map(str, row["words"])))
         for y in range(row["grid"]):
@@ -185,9 +197,11 @@ def _tokens(command: argparse.ArgumentParser) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
+    from lavit.serve import listen
     from lavit.serve import serve as open_page
 
-    open_page(opened(arguments), arguments.host, arguments.port)
+    with listen(arguments.host, arguments.port) as listening:  # before the system is opened, which takes longer
+        open_page(opened(arguments), listening)
 
 
 def _serve(command: argparse.ArgumentParser) -> None:
@@ -263,17 +277,36 @@ def _image_plan(arguments: argparse.Namespace, system: LaVIT) -> Any:
 
 
 def _places(arguments: argparse.Namespace, count: int) -> list[Path]:
-    """The files to write, checked before the work is done."""
+    """The files to write, checked before the work is done.
+
+    Raises:
+        ValueError: no drawings are asked for, files that are there, no folder, or a format that Pillow cannot write.
+    """
     if count < 1:
         raise ValueError(f"--count {count} draws nothing; give at least 1")
     out = arguments.out
     places = [out] if count == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(count)]
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; name a file in it")
     there = [str(place) for place in places if place.exists()]
     if there and not arguments.force:
         raise ValueError(f"{', '.join(there)} is there already; give another --out, or --force to write over it")
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} for {out.name}; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"{out} cannot be written: the folder is not yours to write in; give another --out")
+    _format(out)
     return places
+
+
+def _format(place: Path) -> str:
+    """Pillow's name of the format that a file's name asks for, PNG without a suffix."""
+    from PIL import Image
+
+    found = Image.registered_extensions().get(place.suffix.lower()) if place.suffix else "PNG"
+    if found not in Image.SAVE:
+        raise ValueError(f"{place} has no known picture format; end --out in .png, .jpg or .webp")
+    return found
 
 
 def _keep(pictures: list[Image.Image], places: list[Path], arguments: argparse.Namespace) -> None:
@@ -282,18 +315,17 @@ def _keep(pictures: list[Image.Image], places: list[Path], arguments: argparse.N
     for picture, place in zip(pictures, places, strict=True):
         try:
             with written_whole(place) as draft:
-                picture.save(draft, place.suffix.lstrip(".").replace("jpg", "jpeg") or "png")
-        except (OSError, KeyError) as error:
-            said = error.strerror if isinstance(error, OSError) and error.strerror else f"no format {error}"
-            raise ValueError(f"{place} cannot be written: {said}; give another --out") from None
+                picture.save(draft, _format(place))
+        except OSError as error:
+            raise ValueError(f"{place} cannot be written: {error.strerror or error}; give another --out") from None
 
 
 def _say(arguments: argparse.Namespace, rows: list[dict[str, Any]], key: str) -> None:
-    if arguments.json:
-        print(json.dumps(rows if len(rows) > 1 else rows[0], ensure_ascii=False))
-        return
     for row in rows:
-        print(row[key] if len(rows) == 1 else f"{row.get('image', row[key])}: {row[key]}")
+        if arguments.json:
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            print(f"{row['image']}: {row[key]}" if len(rows) > 1 and key != "file" else row[key])
 
 
 if __name__ == "__main__":

@@ -102,9 +102,10 @@ class LaVIT:
             verify: compare every file with the digest that the release has of it.
 
         Raises:
-            ValueError: no release there, files that are missing or altered (named), or an unknown dtype.
+            ValueError: no release there, files that are missing or altered (named), an unknown dtype, or a device that
+                is not there.
         """
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = _device(device)
         return cls(read_release(Path(folder), verify, device, _dtype(dtype, device), bits, offload))
 
     @classmethod
@@ -182,12 +183,17 @@ class LaVIT:
             steps: of the pixel decoder.
 
         Raises:
-            ValueError: an empty prompt, one that is too long, or a system that has no pixel decoder.
+            ValueError: an empty prompt, one that is too long, candidates, steps or seeds out of range, or a system
+                that has no pixel decoder.
             Refused: the policy keeps a picture back.
         """
+        candidates = self.plans.candidates if candidates is None else candidates
+        if candidates < 1:
+            raise ValueError(f"candidates is {candidates}; draw at least 1")
+        self._check_painting(steps)
         prompts, alone = self._drawing_prompts(texts, images)
         seeds = _seeds(seed, len(prompts))
-        words = self.draw_best(prompts, plan or self.plans.image, candidates or self.plans.candidates, seeds)
+        words = self.draw_best(prompts, plan or self.plans.image, candidates, seeds)
         said = [_text_of(prompt) for prompt in prompts]
         return _one(self.paint(words, seeds, said, guidance, steps), alone)
 
@@ -317,8 +323,7 @@ class LaVIT:
         Raises:
             ValueError: a system without a pixel decoder, or settings that the decoder does not know.
         """
-        if self.renderer is None:
-            raise ValueError("this system has no pixel decoder; it cannot make pictures")
+        self._check_painting(steps)
         starts = range(0, len(features), BATCH)
         parts = [(features[s : s + BATCH], list(seeds[s : s + BATCH])) for s in starts]
         return torch.cat([self.renderer.render(*part, guidance=guidance, steps=steps).cpu() for part in parts])
@@ -333,6 +338,13 @@ class LaVIT:
             ids = write_text(self.model, prompts[part], self.text.eos_token_id, plan, seeds[part])
             texts += [self.text.decode(row, skip_special_tokens=True).strip() for row in ids]
         return texts
+
+    def _check_painting(self, steps: int | None) -> None:
+        if self.renderer is None:
+            raise ValueError("this system has no pixel decoder; it cannot make pictures")
+        most = self.renderer.config.timesteps
+        if steps is not None and not 1 <= steps <= most:
+            raise ValueError(f"steps is {steps}; give 1 to {most}")
 
     def _pixels(self, images: list[Any]) -> Tensor:
         """(B, 3, S, S) float32 in [0, 1]."""
@@ -375,6 +387,15 @@ CARD = "# A LaVIT system\n\nOpen it with `LaVIT.from_pretrained(FOLDER)`.\n"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+        raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}; 'cpu' always can") from None
+    return found
+
+
 def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     if dtype is None:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -399,6 +420,9 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     seeds = [seed] * count if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} pictures; give one seed, or one a picture")
+    for number in seeds:
+        if not 0 <= number < 2**63:
+            raise ValueError(f"seed is {number}; give 0 or more, below 2 ** 63")
     return seeds
 
 

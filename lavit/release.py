@@ -234,7 +234,7 @@ def read_release(
         encoder = config.tokenizer.encoder
         renderer = load_diffusers(folder / "decoder", config.decoder, encoder.width, encoder.patches).to(device)
         for part in (renderer.unet, renderer.conditioning):
-            part.to(dtype)
+            nn.Module.to(part, dtype)  # diffusers' own warns of parts to be kept in float32 where there are none
     return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,3 +56,11 @@ def system() -> LaVIT:
     language = LanguageConfig(row=ROW)
     parts = Parts(Tokenizer(config).eval(), model.eval(), renderer.eval(), text, language, generation)
     return LaVIT(parts)
+
+
+@pytest.fixture(scope="session")
+def release(system, tmp_path_factory) -> Path:
+    """The folder of a release of the system."""
+    folder = tmp_path_factory.mktemp("released") / "tiny"
+    system.save_pretrained(folder)
+    return folder

@@ -28,11 +28,11 @@ def evenly(items: list[T], count: int) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def data_uri(image: Image.Image | np.ndarray) -> str:
+def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:
     """A picture, or its pixels (H, W, 3) uint8, as a WebP that stands in the page itself."""
     image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     stream = io.BytesIO()
-    image.save(stream, "WEBP", quality=88, method=4)
+    image.save(stream, "WEBP", quality=88, method=4, lossless=lossless)
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
