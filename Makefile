@@ -43,7 +43,7 @@ tokenizer: setup
 	@$(LAUNCH) tokenizer.train $(LAUNCHED)
 
 convert: setup
-	@$(RUN) -m tokenizer.convert $(OFFICIAL) $(CONFIG) $(ARGS)
+	@$(RUN) -m tokenizer.convert $(OFFICIAL) $(CONFIG) $(if $(OUT),--release $(OUT)) $(ARGS)
 
 extract: setup
 	@$(LAUNCH) tokenizer.extract $(LAUNCHED)

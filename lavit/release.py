@@ -24,7 +24,7 @@ from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from lavit.config import load, to_yaml
 from lavit.data.text import open_text_tokenizer
@@ -85,7 +85,7 @@ class Parts:
     generation: GenerationConfig
 
 
-def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None = None) -> None:
+def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None = None, shard: str = SHARD) -> None:
     """Write a release, whole or not at all.
 
     Args:
@@ -93,16 +93,16 @@ def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | No
         parts: what is written.
         card: text of README.md.
         dtype: of matrices on disk; vectors, such as norms and biases, stay as they are. By default all stays.
+        shard: the largest a file of weights may be, unless one tensor alone is larger.
 
     Raises:
         ValueError: the folder holds something, or cannot be written (a full disk, no permission).
     """
-    if folder.is_dir() and any(folder.iterdir()) or folder.is_file():
-        raise ValueError(f"{folder} is there already; remove it or name another folder")
+    require_free(folder)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir(parents=True)
-        _write(draft, parts, card, dtype)
+        _write(draft, parts, card, dtype, shard)
         if folder.is_dir():
             folder.rmdir()
         draft.rename(folder)
@@ -112,16 +112,22 @@ def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | No
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None) -> None:
+def require_free(folder: Path) -> None:
+    """Raise ValueError if ``folder`` holds something."""
+    if folder.is_dir() and any(folder.iterdir()) or folder.is_file():
+        raise ValueError(f"{folder} is there already; remove it or name another folder")
+
+
+def _write(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None, shard: str) -> None:
     tokenizer = copy.deepcopy(parts.tokenizer)
     tokenizer.encoder.drop_classifier()
-    _save(tokenizer, folder / "tokenizer", dtype)
+    _save(tokenizer, folder / "tokenizer", dtype, shard)
     model = without_lora(parts.model)
-    _save(model, folder / "language_model", dtype)
+    _save(model, folder / "language_model", dtype, shard)
     model.blocks.config.save_pretrained(folder / "language_model")
     parts.text.save_pretrained(folder / "language_model")
     if parts.renderer is not None:
-        save_diffusers(parts.renderer, folder / "decoder", dtype, SHARD)
+        save_diffusers(parts.renderer, folder / "decoder", dtype, shard)
     files = {path.relative_to(folder).as_posix(): file_digest(path) for path in _files(folder)}
     config = ReleaseConfig(
         FORMAT,
@@ -139,10 +145,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _save(module: nn.Module, folder: Path, dtype: torch.dtype | None) -> None:
+def _save(module: nn.Module, folder: Path, dtype: torch.dtype | None, shard: str) -> None:
     folder.mkdir()
     state = {name: _stored(value.detach().cpu(), dtype) for name, value in module.state_dict().items()}
-    save_torch_state_dict(state, folder, max_shard_size=SHARD)
+    save_torch_state_dict(state, folder, max_shard_size=shard)
 
 
 def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -203,22 +209,10 @@ def read_release(
         tokenizer.encoder.drop_classifier()
         return tokenizer
 
-    def new_model() -> UnifiedLM:
-        merger = None
-        if config.language_model.port == "patches":
-            c = config.tokenizer
-            merger = Merger(c.encoder.width, c.encoder.patches, c.merger, c.attention)
-        return UnifiedLM(
-            ModelConfig(port=config.language_model.port),
-            config.tokenizer.vocabulary(shape.vocab_size),
-            config.tokenizer.merger.width,
-            llm=AutoModelForCausalLM.from_config(shape),
-            merger=merger,
-        )
-
     tokenizer = _filled(new_tokenizer, folder / "tokenizer", torch.float32)
     twins = ("head.text", "embedding.text.weight") if shape.tie_word_embeddings else None
-    model = _filled(new_model, folder / "language_model", dtype, twins)
+    new = lambda: new_language_model(config.tokenizer, config.language_model.port, shape)  # noqa: E731
+    model = _filled(new, folder / "language_model", dtype, twins)
     if twins:
         model.head.text = model.embedding.text.weight
     blocks = model.blocks
@@ -236,6 +230,20 @@ def read_release(
         for part in (renderer.unet, renderer.conditioning):
             nn.Module.to(part, dtype)  # diffusers' own warns of parts to be kept in float32 where there are none
     return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation)
+
+
+def new_language_model(tokenizer: TokenizerConfig, port: str, shape: PretrainedConfig) -> UnifiedLM:
+    """An untrained model of a tokenizer's words; ``shape`` is transformers' of the text part."""
+    merger = None
+    if port == "patches":
+        merger = Merger(tokenizer.encoder.width, tokenizer.encoder.patches, tokenizer.merger, tokenizer.attention)
+    return UnifiedLM(
+        ModelConfig(port=port),
+        tokenizer.vocabulary(shape.vocab_size),
+        tokenizer.merger.width,
+        llm=AutoModelForCausalLM.from_config(shape),
+        merger=merger,
+    )
 
 
 def _filled(

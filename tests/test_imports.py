@@ -21,7 +21,7 @@ ROOMS = (
     ("generation", "training", "placement"),
     ("experiment",),
     ("workspace", "release"),
-    ("pipeline", "pages"),
+    ("pipeline", "pages", "official"),
     ("serve",),
     ("cli",),
 )

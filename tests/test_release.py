@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from lavit.layers.lora import LoRAConfig
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
 from lavit.pipeline import LaVIT
-from lavit.release import LanguageConfig, read_config
+from lavit.release import LanguageConfig, read_config, write_release
 from lavit.tokenizers.merger import Merger
 from lavit.vocabulary import Vocabulary
 
@@ -69,6 +69,12 @@ def test_half_precision_halves_matrices_and_keeps_vectors(system, tmp_path):
     assert isinstance(half.caption(PICTURE), str) and half.draw("a cat").size == (16, 16)
     with pytest.raises(ValueError, match="float8"):
         LaVIT.from_pretrained(tmp_path / "half", "cpu", "float8")
+
+
+def test_weights_are_stored_in_parts(system, tmp_path):
+    write_release(tmp_path / "parts", system.parts, "", shard="20KB")
+    assert len(list((tmp_path / "parts" / "language_model").glob("model-*.safetensors"))) > 1
+    assert LaVIT.from_pretrained(tmp_path / "parts", "cpu").caption(PICTURE) == system.caption(PICTURE)
 
 
 def test_a_head_tied_to_its_embedding_stays_tied(system, tmp_path):

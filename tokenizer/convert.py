@@ -1,18 +1,25 @@
 """LaVIT's published tokenizer as a run of ours: ``make convert CONFIG=configs/lavit/official.yaml OFFICIAL=FOLDER``
 
-What follows reads it like a tokenizer that was trained here: ``make extract``, ``make eval-tokenizer``.
+What follows reads it like a tokenizer that was trained here: ``make extract``, ``make eval-tokenizer``. With
+``OUT=FOLDER`` the whole published model becomes a release instead, which :meth:`lavit.pipeline.LaVIT.from_pretrained`
+opens.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
-from lavit.experiment import Experiment, run_stage
+from lavit.experiment import Experiment, load_experiment, run_stage
+from lavit.official import CARD, open_published
+from lavit.release import require_free, write_release
 from lavit.runs import is_done, mark_done
 from lavit.tokenizers.official import open_official
 from lavit.training.weights import save_weights
 from lavit.workspace import Workspace
+
+SHARD = "2GB"  # a file of the model of seven billion
 
 
 def convert(experiment: Experiment, run: Path, official: Path) -> list[str]:
@@ -20,22 +27,50 @@ def convert(experiment: Experiment, run: Path, official: Path) -> list[str]:
     folder = Workspace(experiment, run).folder("tokenizer")
     if is_done(folder):
         return []
-    tokenizer, unexpected = open_official(official, experiment.tokenizer.model)
+    tokenizer, unused = open_official(official, experiment.tokenizer.model)
     save_weights(tokenizer, folder / "tokenizer.safetensors")
-    mark_done(folder, {"unexpected": unexpected})
-    return unexpected
+    mark_done(folder, {"unexpected": list(unused)})
+    return list(unused)
+
+
+def release(experiment: Experiment, official: Path, out: Path) -> list[str]:
+    """Write the whole published model as a release; returns the published names without a use.
+
+    Raises:
+        ValueError: see :func:`lavit.official.open_published` and :func:`lavit.release.write_release`.
+    """
+    require_free(out)  # said now, not after minutes
+    parts, unused = open_published(official, experiment)
+    write_release(out, parts, CARD, shard=SHARD)
+    return unused
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) < 2:
-        raise SystemExit("usage: python -m tokenizer.convert FOLDER CONFIG [key=value ...]")
+    parser = argparse.ArgumentParser(prog="python -m tokenizer.convert", description=__doc__.splitlines()[0])
+    parser.add_argument("official", metavar="FOLDER", type=Path, help="of the published tokenizer, or of all of it")
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--release", metavar="OUT", type=Path, help="write all of it as a release, and make no run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_intermixed_args(argv)
 
     def stage(experiment: Experiment, run: Path) -> None:
-        for name in convert(experiment, run, Path(argv[0])):
-            print(f"not used: {name}")
-        print(f"{run / 'tokenizer' / 'tokenizer.safetensors'} is ready")
+        report(convert(experiment, run, arguments.official), run / "tokenizer" / "tokenizer.safetensors")
 
-    run_stage(stage, argv=argv[1:])
+    if arguments.release is None:
+        run_stage(stage, argv=[arguments.config, *arguments.overrides])
+        return
+    try:
+        experiment = load_experiment(arguments.config, arguments.overrides)
+        report(release(experiment, arguments.official, arguments.release), arguments.release)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def report(unused: list[str], made: Path) -> None:
+    for name in unused:
+        print(f"not used: {name}")
+    print(f"{made} is ready")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,14 @@ TIME_IDS = 6  # original height and width, crop from the top and left, target he
 
 @dataclass
 class SDConfig:
-    """One projection to ``width``; ``positions`` adds a learned vector a patch."""
+    """One projection to ``width``; ``positions`` adds a learned vector a patch.
+
+    Of unknown features the U-Net reads ``unconditional`` learned vectors: 1 in the place of each, or one a patch.
+    """
 
     width: int = 128
     positions: bool = True
+    unconditional: int = 1
 
 
 @dataclass
@@ -65,13 +69,18 @@ class Context(NamedTuple):
 
 
 class SDConditioning(nn.Module):
-    """Features (B, P, D) to states (B, P, W), with a learned vector in the place of each where they are unknown."""
+    """Features (B, P, D) to states (B, P, W), with learned vectors in their place where they are unknown."""
 
     def __init__(self, config: SDConfig, feature_width: int, patches: int):
         super().__init__()
+        if config.unconditional not in (1, patches):
+            raise ValueError(
+                f"decoder.model.conditioning.sd.unconditional is {config.unconditional}; choose 1, or {patches}, one a "
+                "patch"
+            )
         self.project = nn.Linear(feature_width, config.width)
         self.position = nn.Parameter(torch.randn(patches, config.width) * 0.02) if config.positions else None
-        self.unconditional = nn.Parameter(torch.randn(1, config.width) * 0.02)
+        self.unconditional = nn.Parameter(torch.randn(config.unconditional, config.width) * 0.02)
 
     def forward(self, features: Tensor, drop: Tensor, size: tuple[int, int]) -> Context:
         """drop: (B,) bool, where nothing is known; size: height and width of the image in pixels."""

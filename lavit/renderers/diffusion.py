@@ -142,13 +142,13 @@ class DiffusionRenderer(nn.Module):
             self.config.unet, (channels * (2 if self.config.draft else 1), channels), self.config.conditioning
         )
 
-    def begin_from(self, folder: str) -> None:
-        """Take the U-Net's weights from a diffusers folder.
+    def begin_from(self, folder: str, dtype: torch.dtype | None = torch.float32) -> None:
+        """Take the U-Net's weights from a diffusers folder, in ``dtype`` or, with None, in their own.
 
         Raises:
             ValueError: there is none, or it has another shape than the configuration says.
         """
-        self.unet.load_state_dict(open_unet(folder, self._options()).state_dict())
+        self.unet.load_state_dict(open_unet(folder, self._options(), dtype=dtype).state_dict(), assign=True)
 
     @property
     def device(self) -> torch.device:

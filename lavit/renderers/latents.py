@@ -107,11 +107,16 @@ def new_vae(config: VAEConfig, image_size: int, seed: int) -> AutoencoderKL:
         return AutoencoderKL(**vae_options(config), sample_size=image_size, scaling_factor=1.0)
 
 
-def open_vae(folder: str, config: VAEConfig, key: str = "decoder.model.latents.vae") -> AutoencoderKL:
-    """The VAE of a diffusers folder.
+def open_vae(
+    folder: str,
+    config: VAEConfig,
+    key: str = "decoder.model.latents.vae",
+    dtype: torch.dtype | None = torch.float32,
+) -> AutoencoderKL:
+    """The VAE of a diffusers folder in ``dtype``, or, with None, in its own.
 
     Raises:
         ValueError: there is none, or it has another shape than ``config`` says.
     """
     differences(AutoencoderKL, folder, vae_options(config), key)
-    return open_model(AutoencoderKL, folder)
+    return open_model(AutoencoderKL, folder, dtype)

@@ -1,12 +1,20 @@
-"""Models in local folders of diffusers, opened strictly: their shape and safetensors, nothing pickled or fetched."""
+"""Models in local folders of diffusers, opened strictly: their shape and their weights, nothing fetched.
+
+Weights are safetensors; where there are none, what torch saved, of which nothing pickled is run.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
+
+WEIGHTS = re.compile(r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(safetensors|bin)")
 
 
 def differences(kind: type[nn.Module], folder: str | Path, wanted: dict[str, Any], key: str) -> None:
@@ -40,21 +48,48 @@ def _plain(value: Any, like: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else [value] * len(like)
 
 
-def open_model(kind: type[nn.Module], folder: str | Path) -> nn.Module:
-    """The model of a folder in float32.
+class Stored(NamedTuple):
+    """How a folder holds its weights: diffusers' ``variant`` ("fp16"), ``kind`` of file, and the first one."""
+
+    variant: str | None
+    kind: str
+    file: Path
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first tensor."""
+        if self.kind == "safetensors":
+            with safe_open(self.file, "pt") as file:
+                return file.get_tensor(next(iter(file.keys()))).dtype
+        return next(iter(torch.load(self.file, "cpu", weights_only=True).values())).dtype
+
+
+def stored(folder: str | Path) -> Stored | None:
+    """The weights in a folder, if any: first those without a variant, and safetensors first."""
+    found = [(name, file) for file in sorted(Path(folder).iterdir()) if (name := WEIGHTS.fullmatch(file.name))]
+    ways = [Stored(name[1], name[2], file) for name, file in found]
+    return min(ways, key=lambda way: (way.variant or "", way.kind == "bin"), default=None)
+
+
+def open_model(kind: type[nn.Module], folder: str | Path, dtype: torch.dtype | None = torch.float32) -> nn.Module:
+    """The model of a folder in ``dtype``, or, with None, in that of its weights.
 
     Raises:
         ValueError: its weights are missing, broken or of another shape.
     """
+    way = stored(folder)
+    if way is None:
+        raise ValueError(f"{folder} cannot be opened (no diffusion_pytorch_model.safetensors or .bin); get it again")
     try:
         model, about = kind.from_pretrained(
             str(folder),
             local_files_only=True,
-            use_safetensors=True,
-            torch_dtype=torch.float32,
+            variant=way.variant,
+            use_safetensors=way.kind == "safetensors",
+            torch_dtype=dtype or way.dtype,
             output_loading_info=True,
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
         raise ValueError(f"{folder} cannot be opened ({str(error).splitlines()[0]}); get it again") from None
     wrong = [str(name) for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in about[what]]
     if wrong:

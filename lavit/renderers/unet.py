@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
@@ -78,11 +79,16 @@ def new_unet(options: dict[str, Any], size: tuple[int, int]) -> UNet2DConditionM
     return unet
 
 
-def open_unet(folder: str, options: dict[str, Any], key: str = "decoder.model.unet") -> UNet2DConditionModel:
-    """The U-Net of a diffusers folder.
+def open_unet(
+    folder: str,
+    options: dict[str, Any],
+    key: str = "decoder.model.unet",
+    dtype: torch.dtype | None = torch.float32,
+) -> UNet2DConditionModel:
+    """The U-Net of a diffusers folder in ``dtype``, or, with None, in its own.
 
     Raises:
         ValueError: there is none, or it has another shape than ``options`` say.
     """
     differences(UNet2DConditionModel, folder, options, key)
-    return open_model(UNet2DConditionModel, folder)
+    return open_model(UNet2DConditionModel, folder, dtype)

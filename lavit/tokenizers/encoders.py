@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -207,18 +208,27 @@ def new_backbone(config: EncoderConfig) -> nn.Module:
         raise ValueError(f"tokenizer.encoder.model {config.model} at image_size {config.image_size}: {error}") from None
 
 
+def read_saved(path: Path) -> Any:
+    """What torch saved of tensors and plain values, read without running pickled code.
+
+    Raises:
+        ValueError: no such file, or one that holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a cut or foreign file: zip, unpickling and key errors of every kind
+        raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}); get it again") from None
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """A state dict, also one inside of ``{"model": …}``, read without running pickled code.
 
     Raises:
         ValueError: no such file, or one that is something else than a dictionary of tensors.
     """
-    if not path.is_file():
-        raise ValueError(f"no weights at {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a cut or foreign file: zip, unpickling and key errors of every kind
-        raise ValueError(f"{path} cannot be read as weights ({type(error).__name__}); get it again") from None
+    state = read_saved(path)
     for inner in ("model", "state_dict", "module"):
         if isinstance(state, dict) and isinstance(state.get(inner), dict):
             state = state[inner]

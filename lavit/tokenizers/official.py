@@ -2,7 +2,8 @@
 
 The folder is ``visual_tokenizer`` of the release on the Hugging Face hub (``rain1011/LaVIT-7B-v2``):
 ``eva_vitg_psz14.bin``, ``tokenizer_encoder.bin`` and ``tokenizer_decoder.bin``. They are read without running pickled
-code. ``configs/lavit/official.yaml`` has the settings that give the published code's outputs.
+code. ``configs/lavit/official.yaml`` has the settings that give the published code's outputs. :mod:`lavit.official`
+opens the rest of the release. The real files were never at hand.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from accelerate import init_empty_weights
+from torch import Tensor, nn
 
 from lavit.tokenizers.encoders import read_state
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
@@ -30,14 +32,14 @@ FILES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"encode_task_layer\.", "quantizer.proj."),
         (r"quantize\.embedding\.weight$", "quantizer.codebook"),
     ),
-    "tokenizer_decoder.bin": (
-        (r"pos_embed$", "decoder.position"),
-        (r"query_embed$", "decoder.query"),
-        (r"in_proj\.", "decoder.proj_in."),
-        (r"decode_task_layer\.", "decoder.out."),
-        (r"(?=blocks\.|norm\.)", "decoder."),
-    ),
 }
+DECODER = (
+    (r"pos_embed$", "decoder.position"),
+    (r"query_embed$", "decoder.query"),
+    (r"in_proj\.", "decoder.proj_in."),
+    (r"decode_task_layer\.", "decoder.out."),
+    (r"(?=blocks\.|norm\.)", "decoder."),
+)
 INSIDE = (
     (r"\.token_causal_attn\.", ".self_attn."),
     (r"\.token_cross_attn\.", ".cross_attn."),
@@ -46,41 +48,71 @@ INSIDE = (
 )
 
 
-def open_official(folder: Path, config: TokenizerConfig) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer of the published weights, in evaluation mode, and the names in the files that it has no use for.
+def open_official(
+    folder: Path, config: TokenizerConfig, decoder: str = "tokenizer_decoder.bin"
+) -> tuple[Tokenizer, State]:
+    """The tokenizer of the published weights, in evaluation mode and in the dtypes of the files.
+
+    Args:
+        folder: ``visual_tokenizer``.
+        config: its settings.
+        decoder: the file of the feature decoder.
+
+    Returns:
+        the tokenizer, and the tensors that it has no use for, by file and name.
 
     Raises:
         ValueError: a file that is missing or not a plain state dict, and tensors that are missing or of another shape
             than ``config`` says, by name.
     """
-    state: State = {}
-    unexpected: list[str] = []
-    if absent := [name for name in FILES if not (folder / name).is_file()]:
+    files = FILES | {decoder: DECODER}
+    if absent := [name for name in files if not (folder / name).is_file()]:
         raise ValueError(
             f"{folder} has no {', '.join(absent)}; give the folder visual_tokenizer of the published model"
         )
-    theirs: dict[str, str] = {}
-    for name, rules in FILES.items():
-        found, unknown, origin = renamed(read_state(folder / name), rules)
-        state |= found
-        theirs |= {key: f"{name}: {its}" for key, its in origin.items()}
-        unexpected += [f"{name}: {key}" for key in unknown]
-    tokenizer = Tokenizer(config, pretrained=False)
+    with init_empty_weights():
+        tokenizer = Tokenizer(config, pretrained=False)
     own = tokenizer.state_dict()
+    state, unused = State(), State()
+    for name, rules in files.items():
+        found, unknown, origin = renamed(read_state(folder / name), rules)
+        unused |= {f"{name}: {key}": value for key, value in unknown.items()}
+        unused |= {f"{name}: {origin[key]}": found.pop(key) for key in sorted(found.keys() - own.keys())}
+        state |= found
     # Tables of places are published with a leading dimension of one.
-    state = {key: value.float().squeeze(0) if key.startswith("decoder.") else value for key, value in state.items()}
-    unexpected += sorted(theirs[key] for key in state.keys() - own.keys())
-    state |= unpublished(state, own)
+    state = {key: value.squeeze(0) if key.startswith("decoder.") else value for key, value in state.items()}
+    return fitted(tokenizer, state | unpublished(state, own), folder), unused
+
+
+def fitted(module: nn.Module, state: State, origin: Path) -> nn.Module:
+    """Put just these tensors, as they are, into a module that has no storage, and return it in evaluation mode.
+
+    Raises:
+        ValueError: names and shapes that do not fit, all of them.
+    """
+    own = module.state_dict()
     problems = [f"{key} is missing" for key in sorted(own.keys() - state.keys())]
+    problems += [f"{key} is unexpected" for key in sorted(state.keys() - own.keys())]
     problems += [
         f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
         for key in sorted(own.keys() & state.keys())
         if state[key].shape != own[key].shape
     ]
     if problems:
-        raise ValueError(f"{folder} does not fit the configuration: {', '.join(problems)}")
-    tokenizer.load_state_dict({key: state[key] for key in own})
-    return tokenizer.eval(), unexpected
+        raise ValueError(f"{origin} does not fit the configuration: {', '.join(problems)}")
+    module.load_state_dict(unshared(state), assign=True)
+    return module.eval()
+
+
+def unshared(state: State) -> State:
+    """The tensors, those that are parts of others or one with others copied: safetensors stores neither."""
+    out, storages = State(), set()
+    for name, value in state.items():
+        storage = value.untyped_storage()
+        alone = storage.nbytes() == value.nbytes and storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        out[name] = value if alone and value.is_contiguous() else value.clone(memory_format=torch.contiguous_format)
+    return out
 
 
 def unpublished(state: State, own: State) -> State:
@@ -88,7 +120,7 @@ def unpublished(state: State, own: State) -> State:
     ours = ("selector.threshold", "encoder.mean", "encoder.std", "quantizer.updates")
     extra = {key: own[key] for key in ours if key in own}
     if "quantizer.codebook" in state:
-        codebook = state["quantizer.codebook"]
+        codebook = state["quantizer.codebook"].float()
         extra |= {
             "quantizer.count": torch.full((len(codebook),), 1 / len(codebook)),
             "quantizer.total": codebook / len(codebook),
@@ -96,15 +128,14 @@ def unpublished(state: State, own: State) -> State:
     return extra
 
 
-def renamed(state: State, rules: tuple[tuple[str, str], ...]) -> tuple[State, list[str], dict[str, str]]:
-    """The tensors under our names, fused projections in three parts; the names that no rule knows; whence each came."""
-    out: State = {}
-    unknown = []
+def renamed(state: State, rules: tuple[tuple[str, str], ...]) -> tuple[State, State, dict[str, str]]:
+    """The tensors under our names, fused projections in three parts; those that no rule knows; whence each came."""
+    out, unknown = State(), State()
     origin: dict[str, str] = {}
     for name, value in state.items():
         new = next((ours + name[m.end() :] for theirs, ours in rules if (m := re.match(theirs, name))), None)
         if new is None:
-            unknown.append(name)
+            unknown[name] = value
             continue
         if new.startswith("encoder."):
             out[new], origin[new] = value, name

@@ -31,6 +31,14 @@ def test_one_projection_stands_in_the_place_of_text(positions):
     assert added is None
 
 
+def test_unknown_features_may_have_a_vector_a_patch():
+    made = new_conditioning(ConditioningConfig(sd=SDConfig(6, unconditional=4)), 5, 4)
+    assert torch.equal(made(FEATURES, DROP, (16, 16)).states[1], made.unconditional)
+    assert made.unconditional.shape == (4, 6)
+    with pytest.raises(ValueError, match=r"sd\.unconditional is 3; choose 1, or 4, one a patch"):
+        new_conditioning(ConditioningConfig(sd=SDConfig(6, unconditional=3)), 5, 4)
+
+
 def test_two_projections_stand_side_by_side_and_zeros_are_the_negatives():
     torch.manual_seed(0)
     made = new_conditioning(ConditioningConfig(sdxl=XL), 5, 4)

@@ -36,6 +36,21 @@ def test_a_folder_of_the_shape_is_opened_with_its_weights(folder):
     assert all(torch.equal(value, opened.state_dict()[name]) for name, value in load_file(folder / WEIGHTS).items())
 
 
+def test_weights_of_other_forms_are_opened_and_safetensors_first(folder):
+    options, state = unet_options(CONFIG, (4, 4), SD), load_file(folder / WEIGHTS)
+    half = {name: value.half() for name, value in state.items()}
+    zeros = {name: torch.zeros_like(value) for name, value in state.items()}
+    torch.save(zeros, folder / "diffusion_pytorch_model.bin")
+    save_file(half, folder / "diffusion_pytorch_model.fp16.safetensors")
+    assert torch.equal(open_unet(str(folder), options).conv_out.weight, state["conv_out.weight"])
+    (folder / WEIGHTS).unlink()
+    assert not open_unet(str(folder), options).conv_out.weight.any(), "before a variant"
+    (folder / "diffusion_pytorch_model.bin").unlink()
+    assert open_unet(str(folder), options).dtype == torch.float32
+    opened = open_unet(str(folder), options, dtype=None)
+    assert opened.dtype == torch.float16 and torch.equal(opened.conv_out.weight, half["conv_out.weight"])
+
+
 @pytest.mark.parametrize(
     ("changes", "conditioning", "said"),
     [
