@@ -29,12 +29,7 @@ def main(experiment: Experiment, run: Path) -> None:
     truth = [pictures.captions[n] for n in numbers]
     written = system.caption(seen, cfg.text, [seed_for(experiment.seed, n) for n in numbers])
     progress.update(1)
-    near = [
-        train.captions[i]
-        for i in nearest(
-            work.head_features("captions", cfg.split)[numbers], work.head_features("captions", "train")
-        ).tolist()
-    ]
+    near = [train.captions[n] for n in nearest_pictures(work, cfg.split, numbers)]
     progress.update(2)
     figures = compare(truth, written, near, train.captions, validation_labels(work), experiment)
     figures |= retrieval(system, seen[: cfg.retrieval], truth[: cfg.retrieval], prior_views(work))
@@ -51,6 +46,12 @@ def views(work: Workspace, split: str, numbers: list[int]) -> list[Picture]:
     """Extracted tokens of some pictures."""
     codes = work.codes("captions", split)
     return [codes.picture(n) for n in numbers]
+
+
+def nearest_pictures(work: Workspace, split: str, numbers: list[int]) -> list[int]:
+    """The numbers of the training pictures with the encoder features most similar to those of some pictures."""
+    found = nearest(work.head_features("captions", split)[numbers], work.head_features("captions", "train"))
+    return found.tolist()
 
 
 def prior_views(work: Workspace) -> list[Picture]:

@@ -10,13 +10,27 @@ from lavit.runs import read_json, read_seconds
 
 Metrics = dict[str, dict[str, Any]]
 
+
+class Budget(NamedTuple):
+    """What was left of the pictures with so many tokens: ``tokens`` an image, cosine of the features of all evaluated
+    ones, R@1 and PSNR of those that were painted."""
+
+    tokens: float
+    cosine: float
+    r1: float
+    psnr: float
+
+
+BUDGETS = {"eighth": 8, "quarter": 4, "half": 2, "whole": 1}  # tokens of a picture: its patches divided by this
 REQUIRED = {
     "tokenizer": "cosine cosine_constant codes_used utilization perplexity patches tokens_mean tokens_std n",
     "caption": "category_accuracy category_shuffled category_nearest cider cider_constant cider_nearest cider_shuffled "
     "retrieval_r1 retrieval_r10 n",
     "vqa": "accuracy question_only majority n",
-    "reconstruction": "r1 r5 chance_r5 fd_lite0 n",
-    "text_to_image": "feature_r10 rendered_r10 shuffled_r10 chance_r10 n",
+    "reconstruction": "r1 r5 chance_r5 shuffled_r5 nearest_r5 fd_lite0 n budget_n budget_chance_r1 "
+    + " ".join(f"budget_{name}_{figure}" for name in ("own", *BUDGETS) for figure in Budget._fields),
+    "text_to_image": "feature_r10 rendered_r10 shuffled_r10 chance_r10 feature_nearest_r10 rendered_nearest_r10 n "
+    "image_text_picture_nearer image_text_thing_nearer image_text_chance image_text_n",
 }
 EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
 CLOCKS = {name: (name,) for name in ("assets", "data", "tokenizer", "extract", "pretrain", "autoencoder", "decoder")}
@@ -117,19 +131,32 @@ TABLE = (
            note="among {retrieval_n} captions, R@10"),
     Figure("vqa", "accuracy", "Answers right", {
         "majority": "majority", "question only": "question_only", "shuffled": "shuffled"}),
-    Figure("reconstruction", "r1", "Original found first", {"chance": "chance_r1", "linear draft": "draft_r1"},
+    Figure("reconstruction", "r1", "Original found first", {
+        "chance": "chance_r1", "linear draft": "draft_r1", "nearest neighbour": "nearest_r1"},
            note="among {n} by the rendered pixels, R@1"),
-    Figure("reconstruction", "r5", "Original in the first five", {"chance": "chance_r5", "linear draft": "draft_r5"},
+    Figure("reconstruction", "r5", "Original in the first five", {
+        "chance": "chance_r5", "linear draft": "draft_r5", "shuffled": "shuffled_r5",
+        "nearest neighbour": "nearest_r5"},
            note="among {n} by the rendered pixels, R@5"),
-    Figure("reconstruction", "fd_lite0", "Fréchet distance over Lite0 features", {"linear draft": "draft_fd_lite0"},
+    Figure("reconstruction", "fd_lite0", "Fréchet distance over Lite0 features", {
+        "linear draft": "draft_fd_lite0", "nearest neighbour": "nearest_fd_lite0"},
            lower=True, top=None, note="not FID; less is better"),
-    Figure("reconstruction", "psnr", "PSNR in dB", {"mean image": "psnr_mean_image", "linear draft": "draft_psnr"},
+    Figure("reconstruction", "psnr", "PSNR in dB", {
+        "mean image": "psnr_mean_image", "linear draft": "draft_psnr", "nearest neighbour": "nearest_psnr"},
            top=None),
     Figure("text_to_image", "feature_r10", "Thing found by the drawn features", {
-        "chance": "chance_r10", "shuffled": "feature_shuffled_r10"}, {"its own codes": "real_codes_r10"},
+        "chance": "chance_r10", "shuffled": "feature_shuffled_r10", "nearest neighbour": "feature_nearest_r10"},
+           {"its own codes": "real_codes_r10"},
            note="among {n}, R@10"),
     Figure("text_to_image", "rendered_r10", "Thing found by the drawn pixels", {
-        "chance": "chance_r10", "shuffled": "rendered_shuffled_r10"}, note="among {n}, R@10"),
+        "chance": "chance_r10", "shuffled": "rendered_shuffled_r10", "nearest neighbour": "rendered_nearest_r10"},
+           note="among {n}, R@10"),
+    Figure("text_to_image", "image_text_picture_nearer", "Drawn of picture and text: nearer to the picture", {
+        "chance": "image_text_chance", "shuffled": "image_text_picture_shuffled",
+        "text alone": "image_text_picture_text_alone"}, note="than to another one, {image_text_n} drawings"),
+    Figure("text_to_image", "image_text_thing_nearer", "Drawn of picture and text: nearer to the text's", {
+        "chance": "image_text_chance", "shuffled": "image_text_thing_shuffled",
+        "text alone": "image_text_thing_text_alone"}, note="than to another one, {image_text_n} drawings"),
 )  # fmt: skip
 
 
@@ -159,6 +186,12 @@ def table(metrics: Metrics) -> dict[str, list[Row]]:
         if metrics.get(figure.group, {}).get(figure.name) is not None:
             rows[GROUPS[figure.group]].append(_row(figure, metrics[figure.group]))
     return rows
+
+
+def budgets(figures: dict[str, Any]) -> dict[str, Budget]:
+    """The rows of the table of budgets by name, from the fewest tokens to all patches."""
+    rows = {n: Budget(*(figures[f"budget_{n}_{k}"] for k in Budget._fields)) for n in ("own", *BUDGETS)}
+    return dict(sorted(rows.items(), key=lambda row: row[1].tokens))
 
 
 def _row(figure: Figure, values: dict[str, Any]) -> Row:

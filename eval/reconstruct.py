@@ -1,34 +1,40 @@
-"""Held-out pictures through tokens and back to pixels."""
+"""Held-out pictures through tokens and back to pixels, with as many tokens as they ask for, fewer and more."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.caption import nearest_pictures
+from eval.figures import BUDGETS, Budget
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.images import frechet_distance, psnr
-from lavit.metrics.retrieval import chance_recall, recall_at
+from lavit.metrics.retrieval import chance_recall, derangements, recall_at
+from lavit.pages.pictures import evenly
 from lavit.pipeline import BATCH, LaVIT
 from lavit.renderers.sampling import samplers_of
 from lavit.runs import Progress, write_json
+from lavit.tokenizers.decoder import cosine
 from lavit.tokenizers.features import write_array
 from lavit.workspace import Workspace
 
 STEPS = (2, 4, 8, 20, 50)  # of the curve
 MEAN_OF = 512  # training pictures whose mean is the dullest baseline
+SHOWN = 24  # pictures that are painted from every budget of tokens
 
 
 @torch.no_grad()
 def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
     folder = work.folder("eval/reconstruction")
-    progress = Progress(folder, 3, "passes")
+    progress = Progress(folder, 4, "passes")
     system, pictures, codes = (
         LaVIT.from_run(work),
         work.pictures("captions", cfg.split),
@@ -40,43 +46,96 @@ def main(experiment: Experiment, run: Path) -> None:
     images = system.render(features, seeds)
     progress.update(1)
     originals = pictures.pixels(numbers, images.shape[-1])
+    real = pooled(system, originals)
+    shuffles = derangements(len(numbers), cfg.derangements, experiment.seed)
+    figures = measure(system, images, originals, real, shuffles)
     progress.update(2)
-    train = work.pictures("captions", "train")
-    mean = train.pixels(train.distinct(MEAN_OF), images.shape[-1]).mean(0, keepdim=True)
-    figures = measure(system, images, originals)
-    if experiment.decoder.model.draft:  # what the diffusion adds to
-        draft = system.renderer.draft_images(features)
-        figures |= {f"draft_{k}": v for k, v in measure(system, draft, originals).items()}
-    figures |= {"psnr_mean_image": float(psnr(mean.expand_as(originals), originals).mean())}
+    figures |= baselines(work, system, numbers, features, originals, real)
     figures |= {f"chance_r{k}": chance_recall(len(numbers), min(k, len(numbers))) for k in (1, 5)}
     if cfg.curve:
         few = slice(0, cfg.curve)
-        figures["curve"] = curve(system, features[few], seeds[few], originals[few])
-    write_array(folder / "images.npy", to_bytes(images))
-    write_json(folder / "figures.json", figures | {"n": len(numbers), "split": cfg.split, "numbers": numbers})
+        figures["curve"] = curve(system, features[few], seeds[few], originals[few], real[few])
     progress.update(3)
+    shown = evenly(list(range(len(numbers))), SHOWN)
+    patches = system.tokenizer.patch_features(pictures.inputs(numbers, system.tokenizer.config.encoder.image_size))
+    own = Made(float(codes.counts()[numbers].float().mean()), features, images[shown])
+    made = {name: rebuild(system, patches, share, shown, [seeds[i] for i in shown]) for name, share in BUDGETS.items()}
+    figures |= {"budget_n": len(shown), "budget_chance_r1": chance_recall(len(shown), 1)}
+    for name, its in {"own": own, **made}.items():
+        found = measure(system, its.images, originals[shown], real[shown])
+        found |= {"tokens": its.tokens, "cosine": float(cosine(patches, its.features).mean())}
+        figures |= {f"budget_{name}_{k}": found[k] for k in Budget._fields}
+    write_array(folder / "images.npy", to_bytes(images))
+    write_array(folder / "budgets.npy", np.stack([to_bytes(its.images) for its in made.values()], axis=1))
+    extra = {"n": len(numbers), "split": cfg.split, "numbers": numbers, "shown": shown}
+    write_json(folder / "figures.json", figures | extra)
+    progress.update(4)
 
 
-def curve(system: LaVIT, features: Tensor, seeds: list[int], originals: Tensor) -> list[dict[str, Any]]:
+def baselines(
+    work: Workspace, system: LaVIT, numbers: list[int], features: Tensor, originals: Tensor, real: Tensor
+) -> dict[str, float]:
+    """What the nearest training picture, the mean one and the linear draft come to in the place of reconstructions."""
+    train, size = work.pictures("captions", "train"), originals.shape[-1]
+    near = train.pixels(nearest_pictures(work, work.experiment.evaluation.split, numbers), size)
+    figures = {f"nearest_{k}": v for k, v in measure(system, near, originals, real).items()}
+    if work.experiment.decoder.model.draft:  # what the diffusion adds to
+        draft = system.renderer.draft_images(features)
+        figures |= {f"draft_{k}": v for k, v in measure(system, draft, originals, real).items()}
+    mean = train.pixels(train.distinct(MEAN_OF), size).mean(0, keepdim=True)
+    return figures | {"psnr_mean_image": float(psnr(mean.expand_as(originals), originals).mean())}
+
+
+class Made(NamedTuple):
+    """Pictures from a budget of tokens.
+
+    Attributes:
+        tokens: how many an image has, on average.
+        features: (n, P, D) float32, rebuilt.
+        images: (k, 3, S, S) float32 in [0, 1] of those that are shown.
+    """
+
+    tokens: float
+    features: Tensor
+    images: Tensor
+
+
+def rebuild(system: LaVIT, patches: Tensor, share: int, shown: list[int], seeds: list[int]) -> Made:
+    """Pictures from P / ``share`` tokens; ``patches`` (n, P, D) are the features of all, ``seeds`` of those shown.
+
+    Tokens are decoded as they are: words cannot say where fewer of them come from than there are anchors.
+    """
+    tokens = max(1, patches.shape[1] // share)
+    found = [system.tokenizer.encode_features(part, tokens=tokens) for part in patches.split(BATCH)]
+    features = torch.cat([system.tokenizer.decode(its) for its in found])
+    return Made(tokens, features, system.render(features[shown], seeds))
+
+
+def curve(system: LaVIT, features: Tensor, seeds: list[int], originals: Tensor, real: Tensor) -> list[dict[str, Any]]:
     """R@5 and the Fréchet distance by the number of steps, of each sampler that goes with the decoder's prediction."""
     rows = []
     for sampler in samplers_of(system.renderer.config.prediction):
         for steps in STEPS:
             parts = zip(features.split(BATCH), torch.tensor(seeds).split(BATCH), strict=True)
             images = [system.renderer.render(x, s.tolist(), steps=steps, sampler=sampler) for x, s in parts]
-            figures = measure(system, torch.cat(images), originals)
+            figures = measure(system, torch.cat(images), originals, real)
             rows.append({"sampler": sampler, "steps": steps, "r5": figures["r5"], "fd_lite0": figures["fd_lite0"]})
     return rows
 
 
-def measure(system: LaVIT, images: Tensor, originals: Tensor) -> dict[str, float]:
+def measure(
+    system: LaVIT, images: Tensor, originals: Tensor, real: Tensor, shuffles: Tensor | None = None
+) -> dict[str, float]:
     """Retrieval of the original by the rendered picture and a Fréchet distance, in the encoder's pooled features.
 
-    Both sets are centred on their own means first, so that the common look of rendered pictures does not decide.
+    ``real`` (n, C) are those of the originals. Both sets are centred on their own means first, so that the common look
+    of rendered pictures does not decide. With ``shuffles`` (d, n) also R@5 of the pictures of others, their mean.
     """
-    made, real = (pooled(system, x) for x in (images, originals))
-    similar, target = similarity(made, real), torch.arange(len(images))
-    figures = {f"r{k}": recall_at(similar, target, min(k, len(images))) for k in (1, 5)}
+    made, target, five = pooled(system, images), torch.arange(len(images)), min(5, len(images))
+    similar = similarity(made, real)
+    figures = {"r1": recall_at(similar, target, 1), "r5": recall_at(similar, target, five)}
+    if shuffles is not None:
+        figures["shuffled_r5"] = fmean(recall_at(similar, order, five) for order in shuffles)
     return figures | {"fd_lite0": frechet_distance(made, real), "psnr": float(psnr(images, originals).mean())}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.figures import CLOCKS, Metrics, metrics_of, read_figures, stage_seconds, table
+from eval.figures import BUDGETS, CLOCKS, Metrics, budgets, metrics_of, read_figures, stage_seconds, table
 from lavit.data.shards import read_index
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import category_of
@@ -23,7 +23,7 @@ from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import Workspace
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-SHOWN = {"reconstruction": 12, "caption": 16, "vqa": 12, "text_to_image": 18}
+SHOWN = {"caption": 16, "vqa": 12, "text_to_image": 24}
 SIDE = 192  # pixels of a shown original
 
 
@@ -52,9 +52,12 @@ def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
         "split": figures["tokenizer"].get("split", work.experiment.evaluation.split),
         "figures": figures,
         "reconstructions": reconstructions(work, tokenizer, figures["reconstruction"]),
+        "budgets": budgets(figures["reconstruction"]),
         "captions": captions(work, figures["caption"]),
         "questions": questions(work, figures["vqa"]) if "vqa" in figures else [],
         "drawings": drawings(work, figures["text_to_image"]),
+        "prompts": prompts(work, figures["text_to_image"]["image_text_prompts"]),
+        "practised": work.experiment.pretrain.mixture.interleaved > 0,
         "curves": training_curves(work),
         "tokens": token_plots(work, tokenizer, figures["tokenizer"]),
         **provenance(work),
@@ -65,9 +68,11 @@ def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
 
 
 def reconstructions(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """Held-out pictures, the patches kept of them, their words, the linear draft and the rendered picture."""
+    """Held-out pictures, the patches kept of them, their words, the linear draft, and the pictures rendered from these
+    words and from other numbers of tokens."""
+    places = figures["shown"]
     images = read_images(work, "reconstruction", len(figures["numbers"]))
-    places = evenly(list(range(len(images))), SHOWN["reconstruction"])
+    others = read_images(work, "reconstruction", len(places), "budgets.npy")
     numbers = [figures["numbers"][place] for place in places]
     split, encoder = work.experiment.evaluation.split, tokenizer.config.encoder
     pictures, codes = work.pictures("captions", split), work.codes("captions", split)
@@ -77,7 +82,7 @@ def reconstructions(work: Workspace, tokenizer: Tokenizer, figures: dict[str, An
         features = tokenizer.decode(tokenizer.lookup(*codes.padded(numbers)))
         drafts = [data_uri(image) for image in linear_drafts(work.renderer(), features)]
     cards = []
-    for place, n, keep, draft in zip(places, numbers, kept, drafts, strict=True):
+    for place, n, keep, draft, made in zip(places, numbers, kept, drafts, others, strict=True):
         original = to_image(pictures.pixels([n], SIDE)[0])
         mask = keep.unflatten(0, (encoder.grid, encoder.grid)).numpy()
         cards.append({
@@ -86,6 +91,7 @@ def reconstructions(work: Workspace, tokenizer: Tokenizer, figures: dict[str, An
             "kept": data_uri(lit(original, mask)),
             "draft": draft,
             "rendered": data_uri(images[place]),
+            "budgets": {figures[f"budget_{name}_tokens"]: data_uri(x) for name, x in zip(BUDGETS, made, strict=True)},
             "tokens": int(keep.sum()),
             "patches": encoder.patches,
             "codes": codes.codes(n).tolist(),
@@ -136,23 +142,31 @@ def drawings(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def prompts(work: Workspace, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Pictures with another one's text, and what was drawn of both."""
+    images = read_images(work, "text_to_image", len(samples), "prompts.npy")
+    shown = zip(samples, thumbnails(work, "captions", samples), images, strict=True)
+    return [{**sample, "picture": picture, "drawn": data_uri(image)} for sample, picture, image in shown]
+
+
 def thumbnails(work: Workspace, part: str, samples: list[dict[str, Any]]) -> list[str]:
     """The stored pictures that samples speak of, as data URIs."""
     pictures = PictureSet(work.shards(part, work.experiment.evaluation.split))
     return [data_uri(to_image(pixels)) for pixels in pictures.pixels([s["number"] for s in samples], SIDE)]
 
 
-def read_images(work: Workspace, group: str, count: int) -> np.ndarray:
-    """(count, S, S, 3) uint8 that an evaluation rendered.
+def read_images(work: Workspace, group: str, count: int, name: str = "images.npy") -> np.ndarray:
+    """(count, S, S, 3) uint8 that an evaluation rendered, or (count, budgets, S, S, 3) in ``budgets.npy``.
 
     Raises:
         ValueError: they are missing, or are not as many as its figures say.
     """
-    path = work.run / "eval" / group / "images.npy"
+    path = work.run / "eval" / group / name
     if not path.is_file():
         raise ValueError(f"no pictures {path}; remove {path.parent} and run the evaluation again")
     images = np.load(path)
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:
+    shape = (count, len(BUDGETS)) if name == "budgets.npy" else (count,)
+    if images.dtype != np.uint8 or images.ndim != len(shape) + 3 or images.shape[: len(shape)] != shape:
         raise ValueError(
             f"{path} holds {images.dtype} {images.shape} and its figures speak of {count} pictures; "
             f"remove {path.parent} and run the evaluation again"

@@ -1,4 +1,4 @@
-"""Drawings from held-out texts: can the pictured thing be found by what was drawn?"""
+"""Drawings from held-out texts, alone and after a picture: can the pictured thing be found by what was drawn?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from eval.prompts import draw_prompts
 from eval.reconstruct import pooled, similarity, to_bytes
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
-from lavit.metrics.retrieval import chance_recall, derangements, recall_at
+from lavit.metrics.retrieval import chance_recall, derangements, nearest_texts, recall_at
 from lavit.pipeline import LaVIT
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.features import write_array
@@ -20,7 +21,7 @@ from lavit.workspace import Workspace
 def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
     folder = work.folder("eval/text_to_image")
-    progress = Progress(folder, 3, "drawings")
+    progress = Progress(folder, 4, "passes")
     system, pictures, codes = (
         LaVIT.from_run(work),
         work.pictures("captions", cfg.split),
@@ -44,11 +45,21 @@ def main(experiment: Experiment, run: Path) -> None:
     figures |= recalls("real_codes", similarity(ceiling.mean(1), real_features), None)
     figures |= {f"chance_r{k}": chance_recall(len(numbers), min(k, len(numbers))) for k in (1, 5, 10)}
     figures["shuffled_r10"] = figures["feature_shuffled_r10"]
+    # What copying would give: the training picture with the most similar caption.
+    train = work.pictures("captions", "train")
+    captioned = train.distinct()
+    near = [captioned[i] for i in nearest_texts(texts, [train.captions[n] for n in captioned])]
+    copied = system.tokenizer.patch_features(train.inputs(near, size)).mean(1)
+    figures |= recalls("feature_nearest", similarity(copied, real_features), None)
+    figures |= recalls("rendered_nearest", similarity(work.head_features("captions", "train")[near], real_head), None)
+    progress.update(3)
+    prompted, painted = draw_prompts(system, work, numbers, real_features, features.mean(1), shuffles)
     samples = [{"number": n, "text": t, "tokens": len(c)} for n, t, c in zip(numbers, texts, drawn, strict=True)]
     write_array(folder / "images.npy", to_bytes(images))
+    write_array(folder / "prompts.npy", painted)
     extra = {"n": len(numbers), "split": cfg.split, "candidates": cfg.candidates, "samples": samples}
-    write_json(folder / "figures.json", figures | extra)
-    progress.update(3)
+    write_json(folder / "figures.json", figures | prompted | extra)
+    progress.update(4)
 
 
 def recalls(name: str, similar: Tensor, shuffles: Tensor | None) -> dict[str, float]:

@@ -178,14 +178,19 @@ def _reconstruct(command: argparse.ArgumentParser) -> None:
 def tokens(arguments: argparse.Namespace) -> None:
     found = opened(arguments).tokens([str(path) for path in arguments.images], arguments.tokens)
     rows = [
-        {"image": str(path), "grid": its.grid, "places": its.places.tolist(), "words": its.words.tolist()}
+        {
+            "image": str(path),
+            "grid": its.grid,
+            "places": its.places.tolist(),
+            "words": None if its.words is None else its.words.tolist(),
+        }
         for path, its in zip(arguments.images, found, strict=True)
     ]
     if arguments.json:
         return _say(arguments, rows, "words")
     for row in rows:
-        print(f"{row['image']}: {len(row['words'])} of {row['grid'] ** 2} patches")
-        print("  " + " ".join(map(str, row["words"])))
+        print(f"{row['image']}: {len(row['places'])} of {row['grid'] ** 2} patches")
+        print("  " + (" ".join(map(str, row["words"])) if row["words"] else "too few for words that say places"))
         for y in range(row["grid"]):
             marks = ("#" if y * row["grid"] + x in row["places"] else "." for x in range(row["grid"]))
             print("  " + " ".join(marks))

@@ -12,7 +12,7 @@ lavit.draw("a red apple", seed=1).save("apple.png")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from lavit.generation import (
 from lavit.release import GenerationConfig, LanguageConfig, Parts, read_release, write_release
 from lavit.tokenizers.codes import pad_codes
 from lavit.tokenizers.encoders import to_pixels
-from lavit.tokens import Picture
+from lavit.tokens import Picture, Tokens
 from lavit.workspace import Workspace
 
 BATCH = 64
@@ -45,13 +45,14 @@ class VisualTokens(NamedTuple):
     """A picture's tokens, in raster order.
 
     Attributes:
-        words: (n,) int64 visual words, as the language model counts them.
+        words: (n,) int64 visual words, as the language model counts them; None where words say places and a budget
+            kept patches too far apart for that. Such tokens can be decoded, but no language model can read them.
         codes: (n,) int64 entries of the codebook.
         places: (n,) int64 the patches they came from, of a grid of ``grid`` × ``grid``, row by row.
         grid: patches a side.
     """
 
-    words: Tensor
+    words: Tensor | None
     codes: Tensor
     places: Tensor
     grid: int
@@ -221,13 +222,18 @@ class LaVIT:
         guidance: float | None = None,
         steps: int | None = None,
     ) -> Any:
-        """An image as its tokens remember it, without the language model; ``tokens`` sets how many of them."""
+        """An image as its tokens remember it, without the language model; ``tokens`` sets how many, from 1 on."""
         several, alone = _several(images)
-        words = [found.words for found in self._tokens(several, tokens)]
-        return _one(self.paint(words, _seeds(seed, len(words)), [""] * len(words), guidance, steps), alone)
+        seeds = _seeds(seed, len(several))
+        # Straight from the tokens: words may be unable to say where so few of them come from.
+        features = torch.cat([self.tokenizer.decode(found) for found in self._encode(several, tokens)])
+        return _one(self._let_out(self.render(features, seeds, guidance, steps), [""] * len(several)), alone)
 
     def tokens(self, images: Any, tokens: int | None = None) -> Any:
-        """An image's tokens (:class:`VisualTokens`), as many as its content asks for or as ``tokens`` says."""
+        """An image's tokens (:class:`VisualTokens`), as many as its content asks for or as ``tokens`` says.
+
+        Any budget from 1 to all patches will do, but not every one can be said in words.
+        """
         several, alone = _several(images)
         return _one(self._tokens(several, tokens), alone)
 
@@ -240,13 +246,7 @@ class LaVIT:
         steps: int | None = None,
     ) -> list[Image.Image]:
         """Pictures of visual words, each (n,) int64; ``texts`` is what the policy is told of them."""
-        pixels = self.render(self.features(words), seeds, guidance, steps)
-        levels = (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
-        pictures = [Image.fromarray(picture) for picture in levels]
-        for picture, text in zip(pictures, texts, strict=True) if self.policy else ():
-            if reason := self.policy(picture, text):
-                raise Refused(f"the picture of '{text}' is kept back: {reason}")
-        return pictures
+        return self._let_out(self.render(self.features(words), seeds, guidance, steps), texts)
 
     # ------------------------------------------------------------------------------------------- to the evaluations
 
@@ -346,22 +346,35 @@ class LaVIT:
         if steps is not None and not 1 <= steps <= most:
             raise ValueError(f"steps is {steps}; give 1 to {most}")
 
+    def _let_out(self, pixels: Tensor, texts: Sequence[str]) -> list[Image.Image]:
+        """Pixels (B, 3, S, S) in [0, 1] as the pictures that the policy lets out."""
+        levels = (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        pictures = [Image.fromarray(picture) for picture in levels]
+        for picture, text in zip(pictures, texts, strict=True) if self.policy else ():
+            if reason := self.policy(picture, text):
+                raise Refused(f"the picture of '{text}' is kept back: {reason}")
+        return pictures
+
     def _pixels(self, images: list[Any]) -> Tensor:
         """(B, 3, S, S) float32 in [0, 1]."""
         config = self.tokenizer.config.encoder
         opened = [as_image(image, f"number {number}") for number, image in enumerate(images)]
         return torch.stack([to_pixels(image, config.image_size, config.fit) for image in opened])
 
-    @torch.no_grad()
-    def _tokens(self, images: list[Any], count: int | None) -> list[VisualTokens]:
-        out: list[VisualTokens] = []
+    def _encode(self, images: list[Any], count: int | None) -> Iterator[Tokens]:
+        """Tokens of images, batch by batch."""
         for start in range(0, len(images), BATCH):
             pixels = self._pixels(images[start : start + BATCH]).to(self.device)
-            tokens = self.tokenizer.encode(pixels, tokens=count)
-            words = self.tokenizer.words(tokens)
-            rows = zip(words.cpu(), tokens.codes.cpu(), tokens.position.cpu(), tokens.keep.cpu(), strict=True)
+            yield self.tokenizer.encode(pixels, tokens=count)
+
+    def _tokens(self, images: list[Any], count: int | None) -> list[VisualTokens]:
+        out: list[VisualTokens] = []
+        for tokens in self._encode(images, count):
+            said = self.tokenizer.sayable(tokens)
+            words = self.tokenizer.words(tokens._replace(keep=tokens.keep & said[:, None]))
+            rows = zip(words.cpu(), *(x.cpu() for x in (tokens.codes, tokens.position, tokens.keep)), said, strict=True)
             grid = self.tokenizer.config.encoder.grid
-            out += [VisualTokens(w[real], c[real], p[real], grid) for w, c, p, real in rows]
+            out += [VisualTokens(w[real] if can else None, c[real], p[real], grid) for w, c, p, real, can in rows]
         return out
 
     def _parts(self, prompt: tuple[Any, ...]) -> list[str | Picture]:

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lavit import cli
 from lavit.data.images import ImageError
 from lavit.generation import ImagePlan, TextPlan, log_likelihood
 from lavit.pipeline import LaVIT, Refused
+from lavit.tokenizers.places import PlacesConfig
+from lavit.tokenizers.selector import GainConfig, SelectionConfig
+from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.tokens import Picture
 from tests.conftest import PATCHES, ROW, TEXTS, WIDTH
 
@@ -73,6 +79,26 @@ def test_tokens_say_where_they_come_from_and_keep_to_a_budget(system, images):
         assert (found.places.diff() > 0).all() and 0 <= found.places.min() and found.places.max() < 16
     assert [len(found.words) for found in system.tokens(images, tokens=3)] == [3] * 5
     assert not same(system.reconstruct(images[0], tokens=2), system.reconstruct(images[0], tokens=16))
+
+
+def test_a_budget_below_the_anchors_has_no_words_but_a_picture(system, images, tmp_path, monkeypatch, capsys):
+    config = replace(
+        system.tokenizer.config, selection=SelectionConfig(gain=GainConfig(rho=0.6)), places=PlacesConfig(every=2)
+    )
+    placed = LaVIT(replace(system.parts, tokenizer=Tokenizer(config).eval()))
+    gaps, found = placed.tokenizer.places.gaps, placed.tokens(images, tokens=3)
+    reach = [int(its.places.diff(prepend=torch.tensor([-1])).max()) <= gaps for its in found]
+    assert [its.words is not None for its in found] == reach and False in reach
+    assert all(len(its.codes) == len(its.places) == 3 for its in found)
+    assert len(placed.reconstruct(images, tokens=3)) == 5
+    assert not same(placed.reconstruct(images[0], tokens=1), placed.reconstruct(images[0], tokens=16))
+    assert len(placed.tokens(images[0], tokens=8).words) == 8, "the anchors alone can be said"
+    (painted,) = placed.paint([placed.tokens(images[0]).words], [7], [""])
+    assert same(placed.reconstruct(images[0], seed=7), painted), "words say all that the tokens do"
+    images[reach.index(False)].save(tmp_path / "a.png")
+    monkeypatch.setattr(cli, "opened", lambda arguments: placed)
+    assert cli.main(["tokens", str(tmp_path / "a.png"), "--tokens", "3"]) == 0
+    assert "3 of 16 patches\n  too few for words" in capsys.readouterr().out
 
 
 def test_seeds_decide_what_is_drawn(system):

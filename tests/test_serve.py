@@ -14,7 +14,6 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +26,6 @@ from lavit.pages.pictures import FRAME, SHADE
 from lavit.pipeline import LaVIT, VisualTokens
 from lavit.release import Parts
 from lavit.serve import listen, page, serve, views
-from lavit.tokenizers.places import Places, PlacesConfig
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -90,12 +88,6 @@ def test_a_system_that_only_writes_has_no_drawings(system, picture):
         [block.label for block in page.page(its).blocks.values() if hasattr(block, "label")] for its in (mute, system)
     ]
     assert "Draw" not in labels[0] and "Draw" in labels[1]
-
-
-def test_the_smallest_budget_keeps_the_anchors(system):
-    assert views.least_tokens(system) == 1
-    places = Places(8, 12, PlacesConfig(4))
-    assert views.least_tokens(SimpleNamespace(tokenizer=SimpleNamespace(places=places))) == 16
 
 
 def test_a_visitors_words_are_no_html():

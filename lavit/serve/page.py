@@ -29,7 +29,6 @@ from lavit.serve.views import (
     counted,
     draw,
     is_small,
-    least_tokens,
     look,
     opened,
     past_html,
@@ -90,10 +89,10 @@ AT_ONCE = {"queue": False, "api_visibility": "private", "show_progress": "hidden
 def _look_tab(system: LaVIT) -> None:
     import gradio as gr
 
-    least, patches = least_tokens(system), system.tokenizer.config.encoder.patches
+    patches = system.tokenizer.config.encoder.patches
     upload = gr.File(label="Picture", file_types=list(SUFFIXES), type="filepath", height=150)
     free = gr.Checkbox(True, label="As many tokens as it asks for")
-    tokens = gr.Slider(least, patches, patches, step=1, label="Tokens", buttons=[])
+    tokens = gr.Slider(1, patches, patches, step=1, label="Tokens", buttons=[])
     shown = gr.HTML(NO_PICTURE, padding=False)
     caption = gr.Textbox(label="Caption", interactive=False, lines=1)
     question = gr.Textbox(label="Question", max_length=TEXT, placeholder="what is it?", submit_btn="Ask")

@@ -62,12 +62,6 @@ def opened(path: str) -> Image.Image:
     return open_image(Path(path), name)
 
 
-def least_tokens(system: LaVIT) -> int:
-    """The smallest budget that every picture can meet: words that say places need their anchors."""
-    places = system.tokenizer.places
-    return int(places.anchors.sum()) if places else 1
-
-
 def overlay(picture: Image.Image, found: VisualTokens) -> Image.Image:
     """The square picture with the patches that became tokens as they are, and the others dimmed under a thin grid."""
     keep = found.places.new_zeros(found.grid**2).bool()
@@ -89,11 +83,11 @@ def look(system: LaVIT, path: str, tokens: int | None = None) -> Seen:
         ValueError: see :func:`opened`; a budget that is out of range.
     """
     image, patches = opened(path), system.tokenizer.config.encoder.patches
-    tokens = None if tokens is None else _within("the number of tokens", tokens, least_tokens(system), patches)
+    tokens = None if tokens is None else _within("the number of tokens", tokens, 1, patches)
     found = system.tokens(image, tokens)
     square = to_image(to_pixels(image, SIDE, system.tokenizer.config.encoder.fit))
     rebuilt = None if system.renderer is None else system.reconstruct(image, tokens)
-    return Seen(square, overlay(square, found), rebuilt, len(found.words), patches)
+    return Seen(square, overlay(square, found), rebuilt, len(found.codes), patches)
 
 
 def ask(system: LaVIT, path: str | None, question: str) -> str:

@@ -60,16 +60,25 @@ class Places:
         Raises:
             ValueError: a gap that is larger than any between anchors, as after a budget below their number.
         """
-        gap = position.diff(dim=1, prepend=position.new_full((len(position), 1), -1))
-        if (gap[keep] > self.gaps).any():
+        gap = _gaps(position)
+        if not self.bridged(position, keep).all():
             raise ValueError(
                 f"the kept patches are up to {int(gap[keep].max())} apart and a word can say {self.gaps}: keep at "
                 f"least the {int(self.anchors.sum())} anchors"
             )
         return (codes + self.codes * (gap - 1)) * keep
 
+    def bridged(self, position: Tensor, keep: Tensor) -> Tensor:
+        """(B,) bool: whether gaps can say all places of an image, of positions (B, N) int64 and keep (B, N) bool."""
+        return ((_gaps(position) <= self.gaps) | ~keep).all(1)
+
     def read(self, words: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and positions (B, N) int64 of words; sums of gaps beyond the grid end at its last patch."""
         gap = words.div(self.codes, rounding_mode="floor") + 1
         position = (gap * keep).cumsum(1).clamp(max=self.patches) - 1
         return words % self.codes * keep, position.clamp(min=0) * keep
+
+
+def _gaps(position: Tensor) -> Tensor:
+    """(B, N) int64 patches from one kept patch to the next, the first counted from before the grid."""
+    return position.diff(dim=1, prepend=position.new_full((len(position), 1), -1))

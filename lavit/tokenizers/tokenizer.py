@@ -161,6 +161,12 @@ class Tokenizer(nn.Module):
         """
         return self.places.write(tokens.codes, tokens.position, tokens.keep) if self.places else tokens.codes
 
+    def sayable(self, tokens: Tokens) -> Tensor:
+        """(B,) bool: whether words can say an image's tokens, as they always can where they say no places."""
+        if self.places is None:
+            return tokens.keep.new_ones(len(tokens.keep))
+        return self.places.bridged(tokens.position, tokens.keep)
+
     @torch.no_grad()
     def lookup(self, words: Tensor, keep: Tensor) -> Tokens:
         """Tokens of visual words (B, N) int64, extracted or generated, with keep (B, N) bool; they have no features."""

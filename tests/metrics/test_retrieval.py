@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
+from lavit.metrics.retrieval import chance_recall, derangements, nearer_rate, nearest, nearest_texts, recall_at
 
 
 def test_recall_at_by_hand():
@@ -44,6 +44,17 @@ def test_chance_recall():
         chance_recall(10, 0)
 
 
+def test_nearer_rate_by_hand():
+    similarity = torch.tensor([[0.9, 0.1, 0.5, 0.5], [0.9, 0.1, 0.5, 0.5]])
+    assert nearer_rate(similarity, torch.tensor([0, 1])) == pytest.approx((1 + 0) / 2)
+    assert nearer_rate(similarity[:1], torch.tensor([2])) == pytest.approx((1 + 0.5) / 3), "equals count half"
+    assert nearer_rate(torch.zeros(5, 7), torch.tensor([0, 1, 2, 3, 6])) == 0.5
+    with pytest.raises(ValueError, match="no other one"):
+        nearer_rate(torch.zeros(1, 1), torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"in \[0, 4\)"):
+        nearer_rate(similarity, torch.tensor([0, 4]))
+
+
 def test_derangements():
     found = derangements(10, 20, seed=1)
     assert found.shape == (20, 10) and found.dtype == torch.int64
@@ -69,3 +80,14 @@ def test_nearest():
         nearest(queries, keys[:, :1])
     with pytest.raises(ValueError, match="not finite"):
         nearest(queries / 0, keys)
+
+
+def test_nearest_texts():
+    keys = ["food: red apple", "food: pear", "animals: red panda", "animals: panda with a red apple and a pear"]
+    assert nearest_texts(["Food, pear!", "a panda", "food: apple", "food"], keys) == [1, 3, 0, 1], (
+        "rare words weigh more"
+    )
+    assert nearest_texts(["animals: panda", "pear food"], [*keys, "pear: food"]) == [2, 1], "the first of equals"
+    assert nearest_texts(["violin", ""], keys) == [0, 0], "the first of all where no word is shared"
+    with pytest.raises(ValueError, match="no texts"):
+        nearest_texts(["a"], [])

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from eval import report
-from eval.figures import REQUIRED, read_figures, stage_seconds, table
+from eval.figures import BUDGETS, REQUIRED, budgets, read_figures, stage_seconds, table
 from lavit.experiment import load_experiment, run_stage
 from lavit.pages.html import number
 from lavit.pages.pictures import blank_patches, evenly, kept_patches, lit
@@ -112,6 +112,7 @@ def write_evaluations(work: Workspace) -> None:
     said = [{"number": n, "truth": text, "written": NASTY, "nearest": texts[0]} for n, text in pairs]
     given = [{"number": n, "question": f"{n}?", "answers": ["yes"], "given": "no"} for n in range(20)]
     drawn = [{"number": n, "text": text, "tokens": 3} for n, text in pairs]
+    counts_of = {f"budget_{name}_tokens": tokens for name, tokens in zip(BUDGETS, (2, 4, 8, 16), strict=True)}
     counts = work.codes("captions", "test").counts()
     more = {
         "tokenizer": {
@@ -122,16 +123,25 @@ def write_evaluations(work: Workspace) -> None:
         },
         "caption": {"samples": said, "retrieval_n": len(numbers), "cider_nearest": 2.0, "cider": 0.5},
         "vqa": {"samples": given},
-        "reconstruction": {"numbers": numbers, "draft_fd_lite0": 5.0, "fd_lite0": 40.0},
-        "text_to_image": {"samples": drawn, "candidates": 2},
+        "reconstruction": {
+            "numbers": numbers,
+            "shown": [0, 2, 3],
+            "draft_fd_lite0": 5.0,
+            "fd_lite0": 40.0,
+            **counts_of,
+            "budget_own_tokens": 5.25,
+        },
+        "text_to_image": {"samples": drawn, "candidates": 2, "image_text_prompts": drawn[:5]},
     }
     for group, names in REQUIRED.items():
         figures = {name: round(dice.uniform(0.1, 0.9), 4) for name in names.split()}
         write_json(work.folder(f"eval/{group}") / "figures.json", {**figures, **more[group], "n": len(numbers)})
         write_json(work.folder(f"eval/{group}") / "seconds.json", {"seconds": 2.0})
-    for group in ("reconstruction", "text_to_image"):
-        images = np.random.default_rng(0).integers(0, 256, (len(numbers), 16, 16, 3), dtype=np.uint8)
-        write_array(work.run / "eval" / group / "images.npy", images)
+    made = {"reconstruction/images": (len(numbers),), "reconstruction/budgets": (3, len(BUDGETS)),
+            "text_to_image/images": (len(numbers),), "text_to_image/prompts": (5,)}  # fmt: skip
+    for name, shape in made.items():
+        images = np.random.default_rng(0).integers(0, 256, (*shape, 16, 16, 3), dtype=np.uint8)
+        write_array(work.run / "eval" / f"{name}.npy", images)
 
 
 @pytest.fixture(scope="module")
@@ -184,11 +194,29 @@ def test_page_is_whole_and_needs_nothing_else(made):
     assert all(image.startswith(("data:image/webp;base64,", "data:image/svg+xml;base64,")) for image in page.images)
     assert all(address.startswith("https://arxiv.org/") for address in page.addresses), "links may, content may not"
     assert "@import" not in html and "url(" not in html
-    number_of = {"pair": 4 * report.SHOWN["reconstruction"], "said": report.SHOWN["caption"] + report.SHOWN["vqa"]}
+    number_of = {"rebuilt": 8 * 3, "prompts": 2 * 5, "said": report.SHOWN["caption"] + report.SHOWN["vqa"]}
     shown = len(made.work.pictures("captions", "test").distinct())
     assert shown > report.SHOWN["caption"]
     drawn = 2 * min(shown, report.SHOWN["text_to_image"])
     assert len(page.images) == sum(number_of.values()) + drawn + 6
+
+
+def test_every_reconstruction_says_its_number_of_tokens(made):
+    _, html = made.report()
+    said = [int(count) for count in re.findall(r"<figcaption>(?:all )?(\d+) tokens</figcaption>", html)]
+    assert said == [2, 4, 8, 16] * 3 and html.count("<figcaption>all 16 tokens") == 3
+    own = [int(count) for count in re.findall(r"<b>(\d+) tokens</b>, its own", html)]
+    numbers = [made.work.pictures("captions", "test").distinct()[place] for place in (0, 2, 3)]
+    assert own == made.work.codes("captions", "test").counts()[numbers].tolist()
+    assert [row.tokens for row in budgets(read_figures(made.run, vqa=True)["reconstruction"]).values()] == [
+        2, 4, 5.25, 8, 16
+    ]  # fmt: skip
+
+
+def test_a_picture_and_a_text_stand_beside_what_was_drawn_of_them(made):
+    _, html = made.report()
+    assert html.count("<figcaption>this picture</figcaption>") == 5 == html.count("<figcaption>drawn, 3 tokens")
+    assert "This run never trained on pictures among text" in html
 
 
 def test_texts_are_escaped(made):
@@ -240,6 +268,8 @@ def test_a_figure_may_be_null_with_a_reason(made):
 def test_pictures_that_do_not_fit_the_figures_are_refused(made):
     with pytest.raises(ValueError, match=r"images.npy holds uint8 .* speak of 3 pictures"):
         report.read_images(made.work, "reconstruction", 3)
+    with pytest.raises(ValueError, match=r"budgets.npy holds uint8 \(3, 4, 16, 16, 3\) .* speak of 2 pictures"):
+        report.read_images(made.work, "reconstruction", 2, "budgets.npy")
 
 
 def test_total_is_the_clock_where_there_is_one(tmp_path):

@@ -19,6 +19,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from eval import plan
 from eval.export import export
+from eval.figures import BUDGETS
 from eval.resume import resume
 from lavit.data.packing import document_length, pack, pack_rows
 from lavit.data.shards import Shards
@@ -57,6 +58,17 @@ def test_run_ends_with_report_and_metrics(finished: Path) -> None:
     assert metrics["caption"]["n"] > 0 and metrics["vqa"]["n"] == 24
     assert metrics["text_to_image"]["n"] == 12
     assert metrics["text_to_image"]["chance_r10"] == pytest.approx(10 / 12)
+    assert metrics["text_to_image"]["image_text_n"] == 12
+    budgets = [metrics["reconstruction"][f"budget_{name}_tokens"] for name in BUDGETS]
+    assert budgets == [2, 4, 8, 16], "fewer than the eight anchors too"
+    images, rebuilt = (np.load(finished / "eval" / "reconstruction" / f"{name}.npy") for name in ("images", "budgets"))
+    assert rebuilt.shape == (12, 4, 32, 32, 3)
+    ways = [images, *rebuilt.swapaxes(0, 1)]
+    assert all((a != b).any() for i, a in enumerate(ways) for b in ways[:i]), "each is rendered anew"
+    for name in ("nearest_r1", "shuffled_r5", "budget_own_r1"):
+        assert 0 <= metrics["reconstruction"][name] <= 1
+    for name in ("picture_nearer", "picture_shuffled", "picture_text_alone", "thing_nearer", "thing_shuffled"):
+        assert 0 <= metrics["text_to_image"][f"image_text_{name}"] <= 1
     for group in ("assets", "data", "tokenizer", "extract", "pretrain", "decoder", "eval", "total"):
         assert metrics["seconds"][group] >= 0
     report = (finished / "report.html").read_text()

@@ -50,6 +50,13 @@ def test_a_gap_that_no_word_can_say_is_an_error(places):
         places.write(torch.zeros(1, 2).long(), torch.tensor([[0, 7]]), torch.ones(1, 2, dtype=torch.bool))
 
 
+def test_what_words_can_say_is_known_of_every_image(places):
+    position, keep = torch.tensor([[0, 7, 0], [1, 4, 7], [2, 9, 0]]), torch.ones(3, 3, dtype=torch.bool)
+    keep[0, 1:] = False
+    assert places.bridged(position, keep).tolist() == [True, True, False]
+    assert places.write(torch.ones(2, 3).long(), position[:2], keep[:2]).tolist() == [[1, 0, 0], [6, 11, 11]]
+
+
 def test_drawn_words_that_run_over_the_grid_end_at_its_last_patch(places):
     words = torch.full((1, 9), 2 * CODES)
     assert places.read(words, torch.ones(1, 9, dtype=torch.bool))[1].tolist() == [[2, 5, 8, 11, 14, 15, 15, 15, 15]]
