@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,20 @@ def shrink(image: Image.Image, longest: int) -> Image.Image:
         return image
     width, height = (max(1, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def moved(image: Image.Image, chances: tuple[float, float, float, float]) -> Image.Image:
+    """A copy of a picture, turned by up to 10°, at 0.8 to 1.05 times its size, and up to a tenth of it aside.
+
+    What comes into view beside it is white. ``chances`` are four numbers in [0, 1): angle, size, right, down.
+    """
+    angle = math.radians(20 * chances[0] - 10)
+    inverse = 1 / (0.8 + 0.25 * chances[1])
+    width, height = image.size
+    a, b = inverse * math.cos(angle), inverse * math.sin(angle)
+    x, y = (width * (0.5 + 0.2 * (chances[2] - 0.5)), height * (0.5 + 0.2 * (chances[3] - 0.5)))
+    affine = (a, b, width / 2 - a * x - b * y, -b, a, height / 2 + b * x - a * y)  # from the copy's places to its
+    return image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC, fillcolor="white")
 
 
 def to_webp(image: Image.Image, quality: int) -> bytes:

@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
 from tqdm import tqdm
 
 from lavit.config import changed_keys
 from lavit.data.examples import Example, Reading, Skip, SourceError
-from lavit.data.images import ImageError, open_image, shrink, to_webp
+from lavit.data.images import ImageError, moved, open_image, shrink, to_webp
 from lavit.data.shards import INDEX, ShardError, Shards, read_index
 from lavit.data.sources import Source, read_source
-from lavit.data.split import SPLITS, SplitConfig, assign_split
+from lavit.data.split import SPLITS, SplitConfig, assign_split, unit_hash
 from lavit.data.texts import TextConfig
 from lavit.data.writing import SplitWriter
 from lavit.runs import require_free, usable_cores
@@ -37,6 +38,8 @@ class DataConfig:
         vqa: pictures with questions, if questions are to be answered.
         text: documents without pictures, which keep a language model's language.
         split: shares of concepts kept for validation and test; a source's official split wins over them.
+        copies: of each captioned training picture, turned, moved and scaled a little, beside it: small sets are
+            memorised less.
         image_size: pixels of a stored picture's longer side at most; smaller pictures stay as they are.
         quality: WebP quality of stored pictures; 100 is lossless.
         samples_per_shard: the most samples in one tar.
@@ -47,6 +50,7 @@ class DataConfig:
     vqa: Source | None = None
     text: TextConfig | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
+    copies: int = 0
     image_size: int = 128
     quality: int = 100
     samples_per_shard: int = 1000
@@ -82,7 +86,7 @@ def prepare(
 
 
 def _check(config: DataConfig) -> None:
-    for key, least in (("image_size", 8), ("samples_per_shard", 1), ("max_images", 1)):
+    for key, least in (("image_size", 8), ("samples_per_shard", 1), ("max_images", 1), ("copies", 0)):
         value = getattr(config, key)
         if value is not None and value < least:
             raise ValueError(f"data.{key} is {value}; it must be at least {least}")
@@ -102,13 +106,13 @@ def _prepare_part(
     progress: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
     """Write one part unless it is there; ``known`` has the pictures of the parts before it and gets this one's."""
-    recipe = _recipe(sources, config)
+    recipe = _recipe(name, sources, config)
     if folder.exists():
         return _finished(folder, recipe, known)
     readings = [read_source(source, config.max_images, config.split.seed) for source in sources]
     _check_kind(name, sources, readings)
     count = sum(len(reading.examples) for reading in readings)
-    require_free(folder, count * (3 * config.image_size**2 + 4096))
+    require_free(folder, count * (1 + config.copies) * (3 * config.image_size**2 + 4096))
     skips = [skip for reading in readings for skip in reading.skips]
     tally = _Tally(known)
     licences = {key: value for reading in readings for key, value in reading.licences.items()}
@@ -138,11 +142,10 @@ def left_out_words(indices: dict[str, dict[str, Any]], folder: Path) -> str:
     return "; ".join(f"{count} left out, named in {folder / name / INDEX}" for name, count in counts.items())
 
 
-def _recipe(sources: list[Source], config: DataConfig) -> dict[str, Any]:
+def _recipe(name: str, sources: list[Source], config: DataConfig) -> dict[str, Any]:
     """What decides a folder's content; the other folder's sources do not."""
-    settings = {
-        key: value for key, value in dataclasses.asdict(config).items() if key not in ("sources", "vqa", "text")
-    }
+    other = ["sources", "vqa", "text"] + (["copies"] if name == "vqa" or not config.copies else [])
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in other}
     chosen = [source.chosen() for source in sources]
     return {**settings, "sources": {str(i): {name: dataclasses.asdict(c)} for i, (name, c) in enumerate(chosen)}}
 
@@ -206,10 +209,11 @@ class _Tally:
 
 
 class _Opened(NamedTuple):
-    """A picture as it is stored, and a hash of its pixels."""
+    """A picture as it is stored, a hash of its pixels, and the copies to be stored beside it."""
 
     pixels: str
     webp: bytes
+    copies: list[bytes]
 
 
 def _opened(examples: list[Example], config: DataConfig) -> Iterator[tuple[Example, _Opened | Skip]]:
@@ -239,7 +243,13 @@ def _open(example: Example, config: DataConfig) -> _Opened | Skip:
     except OSError as error:
         return Skip(name, f"image '{name}' cannot be read: {error.strerror or error}")
     pixels = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    return _Opened(pixels, to_webp(image, config.quality))
+    varied = "questions" not in example.meta and _split_of(example, config.split) == "train"
+    copies = [_copy(image, f"{example.key} {number}") for number in range(config.copies if varied else 0)]
+    return _Opened(pixels, to_webp(image, config.quality), [to_webp(copy, config.quality) for copy in copies])
+
+
+def _copy(image: Image.Image, name: str) -> Image.Image:
+    return moved(image, tuple(unit_hash(f"{what}\0{name}") for what in ("angle", "size", "right", "down")))
 
 
 def _write(
@@ -254,7 +264,7 @@ def _write(
     name = _name(example)
     if isinstance(opened, Skip):
         return [opened]
-    pixels, webp = opened
+    pixels, webp, copies = opened
     split, style = _split_of(example, config.split), example.meta["style"]
     first = tally.pictures.get(pixels)
     if first and first.split != split:
@@ -265,8 +275,10 @@ def _write(
         tally.pictures.setdefault(pixels, _Seen(example.key, split, set())).styles.add(style)
     meta = {**example.meta, "split": split, "pixels": pixels}
     writer.write(split, example.key, webp, example.caption, meta)
-    tally.counts[split] += 1
-    tally.sources[meta["source"]][split] += 1
+    for number, copy in enumerate(copies, 1):
+        writer.write(split, f"{example.key}-copy{number}", copy, example.caption, {**meta, "copy": number})
+    tally.counts[split] += 1 + len(copies)
+    tally.sources[meta["source"]][split] += 1 + len(copies)
     tally.concepts[split].add(meta["concept"])
     return []
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lavit.data.images import ImageError, as_image, open_image, shrink, to_webp
+from lavit.data.images import ImageError, as_image, moved, open_image, shrink, to_webp
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -100,6 +100,21 @@ def test_quality_100_is_lossless_and_less_is_smaller():
     exact, lossy = to_webp(image, 100), to_webp(image, 60)
     assert np.array_equal(np.asarray(open_image(exact, "x")), np.asarray(image))
     assert len(lossy) < len(exact) and not np.array_equal(np.asarray(open_image(lossy, "x")), np.asarray(image))
+
+
+def test_a_moved_copy_is_where_its_chances_say():
+    black = Image.new("RGB", (100, 100), "white")
+    black.paste((0, 0, 0), (45, 45, 55, 55))
+    centre = lambda image: np.argwhere(np.asarray(image)[..., 0] < 128).mean(0).tolist()  # noqa: E731
+    assert centre(moved(black, (0.5, 0.8, 0.5, 0.5))) == pytest.approx([49.5, 49.5], abs=0.6)
+    assert centre(moved(black, (0.5, 0.8, 1.0, 0.0))) == pytest.approx([39.5, 59.5], abs=0.6)
+    area = lambda chance: (np.asarray(moved(black, (0.5, chance, 0.5, 0.5)))[..., 0] < 128).sum()  # noqa: E731
+    assert area(0.0) == pytest.approx(64, abs=12) and area(0.8) == pytest.approx(100, abs=4)
+    line = Image.new("RGB", (100, 100), "white")
+    line.paste((0, 0, 0), (10, 48, 90, 52))
+    turned = np.argwhere(np.asarray(moved(line, (1.0, 0.8, 0.5, 0.5)))[..., 0] < 128)
+    slope = np.polyfit(turned[:, 1], turned[:, 0], 1)[0]
+    assert abs(slope) == pytest.approx(np.tan(np.radians(10)), abs=0.02)
 
 
 RAMP = (np.arange(4 * 6 * 3).reshape(4, 6, 3) * 3).astype(np.uint8)

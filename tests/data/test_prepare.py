@@ -52,6 +52,30 @@ def test_shards_by_concept(folder, tmp_path):
             assert sample.meta["split"] == split == assign_split(sample.meta["concept"], 0, 0.25, 0.25)
 
 
+def test_training_pictures_have_copies_that_are_alike_and_stay_the_same(folder, tmp_path):
+    plain = prepare(config_of(folder), tmp_path / "plain")["captions"]
+    index = prepare(config_of(folder, copies=2), tmp_path / "run")["captions"]
+    train = plain["counts"]["train"]
+    assert index["counts"] == {**plain["counts"], "train": 3 * train} and index["concepts"] == plain["concepts"]
+    shards = Shards(tmp_path / "run" / "captions", "train")
+    by_caption = {}
+    for sample in (shards[i] for i in range(len(shards))):
+        by_caption.setdefault(sample.caption, []).append(sample)
+    assert len(by_caption) == train
+    for first, *others in by_caption.values():
+        assert [sample.meta.get("copy") for sample in (first, *others)] == [None, 1, 2]
+        original, *moved = (np.asarray(open_image(s.image, s.key)).astype(int) for s in (first, *others))
+        assert all(copy.shape == original.shape and (copy[10, 20] == original[10, 20]).all() for copy in moved)
+        assert not np.array_equal(original, moved[0]) and not np.array_equal(moved[0], moved[1])
+    again = prepare(config_of(folder, copies=2), tmp_path / "again")["captions"]
+    assert again["shards"] == index["shards"]
+    assert "copies" not in plain["config"], "what was prepared before there were copies stays as it is"
+    with pytest.raises(ShardError, match="copies"):
+        prepare(config_of(folder), tmp_path / "run")
+    with pytest.raises(ValueError, match=r"data\.copies is -1"):
+        prepare(config_of(folder, copies=-1), tmp_path / "wrong")
+
+
 def test_done_is_kept_and_another_config_is_refused(folder, tmp_path):
     run = tmp_path / "run"
     first = prepare(config_of(folder), run)
