@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `lavit tokens … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        said = "too little memory; try --dtype bfloat16, --bits 4, --offload, fewer images or a smaller --count"
+        print(f"error: {error if isinstance(error, OSError) else said}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -81,6 +87,8 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--model", type=Path, metavar="FOLDER", help=model)
         command.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
         command.add_argument("--dtype", help="float32, bfloat16 or float16")
+        command.add_argument("--bits", type=int, choices=(4, 8), help="of the language model (needs bitsandbytes)")
+        command.add_argument("--offload", action="store_true", help="keep the language model in the CPU's memory")
         if run is not serve:
             command.add_argument("--json", action="store_true", help="print JSON, a line for each result")
         command.set_defaults(run=run)
@@ -91,7 +99,8 @@ def opened(arguments: argparse.Namespace) -> LaVIT:
     """The system that a command is to use."""
     from lavit.pipeline import LaVIT
 
-    return LaVIT.from_pretrained(chosen_folder(arguments), arguments.device, arguments.dtype)
+    chosen = (arguments.device, arguments.dtype, arguments.bits, arguments.offload)
+    return LaVIT.from_pretrained(chosen_folder(arguments), *chosen)
 
 
 def chosen_folder(arguments: argparse.Namespace) -> Path:

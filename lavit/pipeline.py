@@ -12,6 +12,8 @@ lavit.draw("a red apple", seed=1).save("apple.png")
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from lavit.data.documents import Document, DocumentMaker
-from lavit.data.images import as_image
+from lavit.data.images import SUFFIXES, as_image
 from lavit.data.order import seed_for
 from lavit.generation import (
     ImagePlan,
@@ -98,7 +100,7 @@ class LaVIT:
             device: by default a GPU if there is one.
             dtype: of the language model and the U-Net; by default bfloat16 on a GPU and float32 elsewhere. The
                 tokenizer stays in float32: which patches are kept would change.
-            bits: 8 or 4 for the matrices of the language model's blocks (needs bitsandbytes).
+            bits: 8 or 4 for the matrices of the language model's blocks (needs bitsandbytes); not with ``offload``.
             offload: keep the language model's blocks in the CPU's memory and move each layer to the GPU in its turn.
             verify: compare every file with the digest that the release has of it.
 
@@ -122,8 +124,11 @@ class LaVIT:
         """Write a release folder, whole or not at all; ``dtype`` is that of matrices on disk, ``card`` its README.md.
 
         Raises:
-            ValueError: the folder holds something already, or cannot be written.
+            ValueError: the folder holds something already, or cannot be written; a system that was opened in few bits
+                or offloaded.
         """
+        if self.parts.changed:
+            raise ValueError(f"a system opened {self.parts.changed} cannot be saved; open it without, and save that")
         dtype = _dtype(dtype, torch.device("cpu")) if dtype else None
         write_release(Path(folder), self.parts, card or CARD, dtype)
 
@@ -174,7 +179,8 @@ class LaVIT:
         """Draw from text, from images, or from both; a list of drawings for a list of texts.
 
         Args:
-            texts: a text, or a list of them. A tuple is one prompt of several parts, texts and images in any order.
+            texts: a text, or a list of them. A tuple is one prompt of several parts, texts and images in any order;
+                a string in it that ends like a picture's file, as in "cat.png", is one.
             images: an image or a list of them that the text follows; for a list of texts a list with one such entry
                 (or None) for each.
             seed: one seed gives one drawing, whatever is drawn beside it; or a list of them, one a drawing.
@@ -191,27 +197,46 @@ class LaVIT:
         candidates = self.plans.candidates if candidates is None else candidates
         if candidates < 1:
             raise ValueError(f"candidates is {candidates}; draw at least 1")
-        self._check_painting(steps)
+        self._check_painting(steps, guidance)
         prompts, alone = self._drawing_prompts(texts, images)
         seeds = _seeds(seed, len(prompts))
         words = self.draw_best(prompts, plan or self.plans.image, candidates, seeds)
         said = [_text_of(prompt) for prompt in prompts]
         return _one(self.paint(words, seeds, said, guidance, steps), alone)
 
-    def write(self, prompt: Any, seed: int = 0, pictures: int = 2) -> list[str | Image.Image]:
-        """Go on with a prompt, a text or a tuple of texts and images, with text and at most so many pictures in it."""
-        parts = prompt if isinstance(prompt, tuple) else (prompt,)
-        start, free = self.maker.prompt(self._parts(parts), "text"), self.maker.prompt([], "image")
+    def write(
+        self,
+        prompt: Any,
+        seed: int = 0,
+        pictures: int = 2,
+        text_plan: TextPlan | None = None,
+        image_plan: ImagePlan | None = None,
+    ) -> list[str | Image.Image]:
+        """Go on with a prompt, a text or a tuple of texts and images, with text and at most so many pictures in it.
+
+        Text is written as captions are, without beams, unless ``text_plan`` says otherwise.
+
+        Raises:
+            ValueError: an empty prompt, one that is too long, no pictures, or a system that has no pixel decoder.
+            Refused: the policy, which is told the prompt and what was written before a picture, keeps it back.
+        """
+        self._check_painting(None)
+        if pictures < 1:
+            raise ValueError(f"pictures is {pictures}; give at least 1, or ask for a caption or an answer")
+        ((parts,), _), (seed,) = self._drawing_prompts(prompt, None), _seeds(seed, 1)
+        start, free = self.maker.prompt(list(parts), "text"), self.maker.prompt([], "image")
         end, places = self.text.eos_token_id, self.tokenizer.places
-        plans = (self.plans.caption, self.plans.image)
+        plans = (text_plan or dataclasses.replace(self.plans.caption, beams=1), image_plan or self.plans.image)
         (spans,) = write_interleaved(self.model, [start], free, *plans, [seed], end, places, pictures)
         out: list[str | Image.Image] = []
+        said = _text_of(parts)
         for number, span in enumerate(spans):
             if span.modality == "text":
                 out.append(self.text.decode(span.ids, skip_special_tokens=True).strip())
+                said = f"{said} {out[-1]}"
             else:
                 words = self.model.vocabulary.to_codes(span.ids[1:-1])
-                out += self.paint([words], [seed_for(seed, number)], [""])
+                out += self.paint([words], [seed_for(seed, number)], [said])
         return [piece for piece in out if piece != ""]
 
     def reconstruct(
@@ -323,7 +348,7 @@ class LaVIT:
         Raises:
             ValueError: a system without a pixel decoder, or settings that the decoder does not know.
         """
-        self._check_painting(steps)
+        self._check_painting(steps, guidance)
         starts = range(0, len(features), BATCH)
         parts = [(features[s : s + BATCH], list(seeds[s : s + BATCH])) for s in starts]
         return torch.cat([self.renderer.render(*part, guidance=guidance, steps=steps).cpu() for part in parts])
@@ -339,12 +364,14 @@ class LaVIT:
             texts += [self.text.decode(row, skip_special_tokens=True).strip() for row in ids]
         return texts
 
-    def _check_painting(self, steps: int | None) -> None:
+    def _check_painting(self, steps: int | None, guidance: float | None = None) -> None:
         if self.renderer is None:
             raise ValueError("this system has no pixel decoder; it cannot make pictures")
         most = self.renderer.config.timesteps
         if steps is not None and not 1 <= steps <= most:
             raise ValueError(f"steps is {steps}; give 1 to {most}")
+        if guidance is not None and not math.isfinite(guidance):
+            raise ValueError(f"guidance is {guidance}; give a number, 1 for none")
 
     def _let_out(self, pixels: Tensor, texts: Sequence[str]) -> list[Image.Image]:
         """Pixels (B, 3, S, S) in [0, 1] as the pictures that the policy lets out."""
@@ -378,7 +405,9 @@ class LaVIT:
         return out
 
     def _parts(self, prompt: tuple[Any, ...]) -> list[str | Picture]:
-        return [part if isinstance(part, str) else self.see([part])[0] for part in prompt]
+        """A prompt with its images as pictures."""
+        images = iter(self.see([part for part in prompt if not _is_text(part)]))
+        return [part if _is_text(part) else next(images) for part in prompt]
 
     def _drawing_prompts(self, texts: Any, images: Any) -> tuple[list[tuple[Any, ...]], bool]:
         """One tuple of texts and pictures a drawing, and whether a single one was asked for."""
@@ -388,12 +417,16 @@ class LaVIT:
             raise ValueError(f"{len(several)} texts and {len(shown)} entries of images; give one entry a text")
         prompts = []
         for text, its in zip(several, shown, strict=True):
-            before = [] if its is None else _several(its)[0]
+            named = [] if its is None else _several(its)[0]
+            before = [Path(image) if isinstance(image, str) else image for image in named]
             after = text if isinstance(text, tuple) else () if text is None else (text,)
+            if isinstance(text, str) and not _is_text(text):
+                raise ValueError(f"'{text}' stands where a text is expected; give it as images, or in a tuple")
             if not any(not isinstance(part, str) or part.strip() for part in (*before, *after)):
                 raise ValueError("the prompt is empty; say what to draw, or give an image")
-            prompts.append((*self._parts(tuple(self.see([image])[0] for image in before)), *after))
-        return prompts, alone
+            prompts.append((*before, *after))
+        seen = iter(self.see([part for prompt in prompts for part in prompt if not _is_text(part)]))
+        return [tuple(part if _is_text(part) else next(seen) for part in prompt) for prompt in prompts], alone
 
 
 CARD = "# A LaVIT system\n\nOpen it with `LaVIT.from_pretrained(FOLDER)`.\n"
@@ -441,6 +474,11 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
 
 def _as_tuple(prompt: Any) -> tuple[Any, ...]:
     return prompt if isinstance(prompt, tuple) and not isinstance(prompt, Picture) else (prompt,)
+
+
+def _is_text(part: Any) -> bool:
+    """Whether a part of a prompt is a text and no image, which may be named by its file."""
+    return isinstance(part, str) and not part.lower().endswith(SUFFIXES)
 
 
 def _text_of(prompt: Any) -> str:

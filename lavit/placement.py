@@ -7,10 +7,11 @@ from accelerate import cpu_offload
 from torch import nn
 
 
-def quantize(module: nn.Module, bits: int) -> None:
+def quantize(module: nn.Module, bits: int, device: torch.device) -> None:
     """Put the linear layers of ``module`` into 8 bits (LLM.int8(), arXiv 2208.07339) or 4 (NF4, arXiv 2305.14314).
 
-    In place; what they compute stays near what it was. Biases and everything else stay.
+    In place, and all of it goes to ``device``, layer by layer. What it computes stays near what it was. Do not move it
+    afterwards: a layer in 8 bits would leave its scales behind.
 
     Raises:
         ValueError: another number of bits, or bitsandbytes is not installed.
@@ -23,9 +24,8 @@ def quantize(module: nn.Module, bits: int) -> None:
         raise ValueError(
             "weights in few bits need bitsandbytes; `pip install bitsandbytes`, or leave bits out"
         ) from None
-    for name, layer in list(module.named_modules()):
-        if not isinstance(layer, nn.Linear):
-            continue
+    layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    for name, layer in layers:
         weight, sizes = layer.weight.data, (layer.in_features, layer.out_features, layer.bias is not None)
         if bits == 8:
             new = Linear8bitLt(*sizes, has_fp16_weights=False)
@@ -36,7 +36,12 @@ def quantize(module: nn.Module, bits: int) -> None:
         new.bias = layer.bias
         holder, _, last = name.rpartition(".")
         # Moving them is what quantizes them, also to where they are.
-        setattr(module.get_submodule(holder), last, new.to(weight.device))
+        setattr(module.get_submodule(holder), last, new.to(device))
+    new = {id(module.get_submodule(name)) for name, _ in layers}
+    for part in module.modules():
+        if id(part) not in new:
+            for value in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                value.data = value.data.to(device)
 
 
 def offload(module: nn.Module, device: torch.device) -> None:

@@ -12,7 +12,6 @@ decoder/             unet/, vae/, scheduler/ (diffusers opens each of them), con
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable
@@ -22,11 +21,12 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
-from lavit.config import load, to_yaml
+from lavit.config import load, read_layers, to_yaml
 from lavit.data.text import open_text_tokenizer
 from lavit.generation import ImagePlan, TextPlan
 from lavit.layers.lora import without_lora
@@ -83,6 +83,7 @@ class Parts:
     text: PreTrainedTokenizerBase
     language: LanguageConfig
     generation: GenerationConfig
+    changed: str = ""  # how it was opened otherwise than it was saved
 
 
 def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None = None, shard: str = SHARD) -> None:
@@ -106,8 +107,9 @@ def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | No
         if folder.is_dir():
             folder.rmdir()
         draft.rename(folder)
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}; nothing was left there") from None
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ValueError(f"{folder} cannot be written: {said}; nothing was left there") from None
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -129,14 +131,9 @@ def _write(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None, sha
     if parts.renderer is not None:
         save_diffusers(parts.renderer, folder / "decoder", dtype, shard)
     files = {path.relative_to(folder).as_posix(): file_digest(path) for path in _files(folder)}
-    config = ReleaseConfig(
-        FORMAT,
-        _without_paths(parts.tokenizer.config),
-        parts.language,
-        parts.renderer.config if parts.renderer is not None else None,
-        parts.generation,
-        files,
-    )
+    decoder = parts.renderer.config if parts.renderer is not None else None
+    config = ReleaseConfig(FORMAT, parts.tokenizer.config, parts.language, decoder, parts.generation, files)
+    config = _without_paths(config)
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "README.md").write_text(card)
 
@@ -147,7 +144,12 @@ def _files(folder: Path) -> list[Path]:
 
 def _save(module: nn.Module, folder: Path, dtype: torch.dtype | None, shard: str) -> None:
     folder.mkdir()
-    state = {name: _stored(value.detach().cpu(), dtype) for name, value in module.state_dict().items()}
+    state, stored = {}, {}
+    for name, value in module.state_dict().items():  # tied tensors stay one
+        place = (value.data_ptr(), value.shape) if value.numel() else name
+        if place not in stored:
+            stored[place] = _stored(value.detach().cpu(), dtype)
+        state[name] = stored[place]
     save_torch_state_dict(state, folder, max_shard_size=shard)
 
 
@@ -155,13 +157,16 @@ def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(dtype) if dtype and value.is_floating_point() and value.dim() > 1 else value
 
 
-def _without_paths(config: TokenizerConfig) -> TokenizerConfig:
-    """The settings without the place on somebody's disk that the encoder's weights once came from."""
-    weights = config.encoder.weights
-    if weights.file is None:
-        return config
-    encoder = dataclasses.replace(config.encoder, weights=dataclasses.replace(weights, file=Path(weights.file).name))
-    return dataclasses.replace(config, encoder=encoder)
+def _without_paths(config: ReleaseConfig) -> ReleaseConfig:
+    """The settings without the places on somebody's disk that weights once came from."""
+    config = copy.deepcopy(config)
+    weights = config.tokenizer.encoder.weights
+    weights.file = weights.file and Path(weights.file).name
+    if config.decoder is not None:
+        config.decoder.unet.folder = None
+        if config.decoder.latents.vae is not None:
+            config.decoder.latents.vae.folder = None
+    return config
 
 
 def read_config(folder: Path, verify: bool = True) -> ReleaseConfig:
@@ -172,11 +177,13 @@ def read_config(folder: Path, verify: bool = True) -> ReleaseConfig:
     """
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no release: it has no config.yaml; give a folder that save_pretrained wrote")
+    found = read_layers(folder / "config.yaml")[0][1].get("format")
+    if found != FORMAT:
+        raise ValueError(f"{folder} has format {found}, and this lavit reads {FORMAT}; install the other version")
     config = load(ReleaseConfig, folder / "config.yaml")
-    if config.format != FORMAT:
-        raise ValueError(
-            f"{folder} has format {config.format}, and this lavit reads {FORMAT}; install the other version"
-        )
+    there = {path.relative_to(folder).as_posix() for path in _files(folder)} - {"config.yaml", "README.md"}
+    if strange := sorted(name for name in there - config.files.keys() if not name.startswith(".")):
+        raise ValueError(f"the release {folder} has files that its config.yaml does not know: {', '.join(strange[:5])}")
     missing = [name for name in config.files if not (folder / name).is_file()]
     altered = [] if missing or not verify else [n for n, sha in config.files.items() if file_digest(folder / n) != sha]
     if missing or altered:
@@ -200,6 +207,8 @@ def read_release(
     Raises:
         ValueError: see :func:`read_config` and :func:`lavit.placement.quantize`.
     """
+    if bits and offloaded:
+        raise ValueError("bits and offload do not go together; choose one of them")
     config = read_config(folder, verify)
     text = open_text_tokenizer(folder / "language_model")
     shape = AutoConfig.from_pretrained(folder / "language_model")
@@ -215,12 +224,13 @@ def read_release(
     model = _filled(new, folder / "language_model", dtype, twins)
     if twins:
         model.head.text = model.embedding.text.weight
-    blocks = model.blocks
-    if bits:
-        quantize(blocks, bits)
+    blocks, model.blocks = model.blocks, None
     if offloaded:
-        model.blocks = None  # stays where it is
         offload(blocks, torch.device(device))
+    elif bits:
+        quantize(blocks, bits, torch.device(device))
+    else:
+        blocks.to(device)
     model = model.to(device)
     model.blocks = blocks
     renderer = None
@@ -229,7 +239,8 @@ def read_release(
         renderer = load_diffusers(folder / "decoder", config.decoder, encoder.width, encoder.patches).to(device)
         for part in (renderer.unet, renderer.conditioning):
             nn.Module.to(part, dtype)  # diffusers' own warns of parts to be kept in float32 where there are none
-    return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation)
+    changed = f"in {bits} bits" if bits else "offloaded" if offloaded else ""
+    return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation, changed)
 
 
 def new_language_model(tokenizer: TokenizerConfig, port: str, shape: PretrainedConfig) -> UnifiedLM:

@@ -122,10 +122,34 @@ def test_prompts_of_images_and_text(system, images):
     assert system.draw(images=images[0]).size == (16, 16)
 
 
-def test_text_with_pictures_in_it(system, images, monkeypatch):
-    pieces = system.write(("a cat", images[0]), seed=1, pictures=1)
-    assert all(isinstance(piece, str | Image.Image) for piece in pieces)
-    assert sum(isinstance(piece, Image.Image) for piece in pieces) <= 1
+def test_text_with_pictures_in_it(system, images):
+    asked = []
+    careful = LaVIT(system.parts, lambda image, text: asked.append((image.size, text)) or "")
+    begin = system.model.vocabulary.image_begin - system.model.vocabulary.text_size
+    head = system.model.head.new.data
+    before, plan = head.clone(), TextPlan(max_tokens=3, temperature=1.0, top_k=2)
+    try:
+        head[begin] = system.model.head.text.data.mean(0) * 0 + 5 * head[begin].sign()  # [IMG] is likely now
+        stories = [careful.write(("a cat", images[0]), seed=seed, pictures=1, text_plan=plan) for seed in range(6)]
+    finally:
+        head.copy_(before)
+    assert all(isinstance(piece, str | Image.Image) for story in stories for piece in story)
+    drawn = [piece for story in stories for piece in story if isinstance(piece, Image.Image)]
+    assert drawn and len(drawn) == len(asked) and all(text.startswith("a cat") for _, text in asked)
+    with pytest.raises(ValueError, match="pictures is 0"):
+        system.write("a cat", pictures=0)
+    with pytest.raises(ValueError, match="prompt is empty"):
+        system.write("")
+
+
+def test_a_file_in_a_prompt_of_several_parts_is_opened(system, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images[0].save("a.png")
+    assert same(system.draw(("a.png", "a red hat")), system.draw((images[0], "a red hat")))
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        system.draw(("gone.png", "in a house"))
+    with pytest.raises(ValueError, match="give it as images"):
+        system.draw("a.png")
 
 
 @pytest.mark.parametrize("nothing", ["", "  ", None, ()])
@@ -141,6 +165,10 @@ def test_what_does_not_go_together_is_said(system, images):
         system.answer(images[0], " ")
     with pytest.raises(ValueError, match="2 texts and 1 entries"):
         system.draw(["a cat", "a hat"], images=[images[0]])
+    with pytest.raises(ValueError, match="guidance is nan"):
+        system.draw("a cat", guidance=float("nan"))
+    with pytest.raises(ValueError, match="temperature is inf"):
+        system.draw("a cat", plan=ImagePlan(temperature=float("inf")))
     with pytest.raises(ValueError, match="64"):
         system.draw("a cat " * 100)
 

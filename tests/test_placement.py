@@ -18,7 +18,7 @@ def network() -> nn.Module:
 def test_few_bits_take_less_and_compute_nearly_the_same(bits, bytes_each, error):
     pytest.importorskip("bitsandbytes")
     plain, small = network(), network()
-    quantize(small, bits)
+    quantize(small, bits, torch.device("cpu"))
     x = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected, found = plain(x), small(x)
@@ -31,10 +31,10 @@ def test_few_bits_take_less_and_compute_nearly_the_same(bits, bytes_each, error)
 
 def test_other_bits_and_a_missing_library_are_said(monkeypatch):
     with pytest.raises(ValueError, match="bits is 5"):
-        quantize(network(), 5)
+        quantize(network(), 5, torch.device("cpu"))
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.nn", None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
-        quantize(network(), 8)
+        quantize(network(), 8, torch.device("cpu"))
 
 
 def test_offloaded_weights_wait_elsewhere_and_compute_the_same():
@@ -50,7 +50,14 @@ def test_a_release_opens_in_few_bits_and_offloaded(system, tmp_path):
     image = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0))
     away = LaVIT.from_pretrained(tmp_path / "release", "cpu", offload=True)
     assert away.caption(image) == system.caption(image)
+    with pytest.raises(ValueError, match="opened offloaded cannot be saved"):
+        away.save_pretrained(tmp_path / "again")
+    with pytest.raises(ValueError, match="bits and offload do not go together"):
+        LaVIT.from_pretrained(tmp_path / "release", "cpu", bits=4, offload=True)
     pytest.importorskip("bitsandbytes")
-    small = LaVIT.from_pretrained(tmp_path / "release", "cpu", bits=8)
-    assert "Linear8bitLt" in {type(part).__name__ for part in small.model.blocks.modules()}
-    assert isinstance(small.caption(image), str)
+    for bits, name in ((8, "Linear8bitLt"), (4, "Linear4bit")):
+        small = LaVIT.from_pretrained(tmp_path / "release", "cpu", bits=bits)
+        assert name in {type(part).__name__ for part in small.model.blocks.modules()}
+        assert isinstance(small.caption(image), str)
+        with pytest.raises(ValueError, match=f"in {bits} bits cannot be saved"):
+            small.save_pretrained(tmp_path / "again")

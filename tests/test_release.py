@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import resource
+import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -27,8 +30,6 @@ def folder(system, tmp_path_factory):
 
 
 def copy(folder, tmp_path):
-    import shutil
-
     return shutil.copytree(folder, tmp_path / "copy")
 
 
@@ -86,6 +87,9 @@ def test_a_head_tied_to_its_embedding_stays_tied(system, tmp_path):
     llm = LlamaForCausalLM(llama_of(LLMShape(16, 1, 2, 2, 32, 64, size, tied=True)))
     model = UnifiedLM(ModelConfig(), Vocabulary(size, 12), 8, llm=llm).eval()
     assert model.head.text is model.embedding.text.weight
+    LaVIT(dataclasses.replace(system.parts, model=model)).save_pretrained(tmp_path / "half", "float16")
+    names = load_file(tmp_path / "half/language_model/model.safetensors").keys()
+    assert len({"head.text", "embedding.text.weight"} & set(names)) == 1
     LaVIT(dataclasses.replace(system.parts, model=model)).save_pretrained(tmp_path / "tied")
     again = LaVIT.from_pretrained(tmp_path / "tied", "cpu").model
     assert again.head.text is again.embedding.text.weight
@@ -132,6 +136,13 @@ def test_a_system_that_only_writes(system, tmp_path):
         writer.draw("a cat")
 
 
+def test_a_file_that_nobody_told_of_is_not_read(folder, tmp_path):
+    place = copy(folder, tmp_path)
+    shutil.copy(place / "language_model/model.safetensors", place / "language_model/zz.safetensors")
+    with pytest.raises(ValueError, match="does not know: language_model/zz.safetensors"):
+        LaVIT.from_pretrained(place)
+
+
 def test_no_release_a_missing_and_an_altered_file(folder, tmp_path):
     with pytest.raises(ValueError, match="no config.yaml"):
         LaVIT.from_pretrained(tmp_path)
@@ -151,7 +162,7 @@ def test_no_release_a_missing_and_an_altered_file(folder, tmp_path):
 def test_another_format_and_an_unknown_key(folder, tmp_path):
     place = copy(folder, tmp_path)
     text = (place / "config.yaml").read_text()
-    (place / "config.yaml").write_text(text.replace("format: 1", "format: 9"))
+    (place / "config.yaml").write_text(text.replace("format: 1", "format: 9\nlater: 1"))
     with pytest.raises(ValueError, match="format 9"):
         LaVIT.from_pretrained(place)
     (place / "config.yaml").write_text(text.replace("candidates:", "candidate:"))
@@ -174,4 +185,18 @@ def test_a_full_disk_leaves_nothing(system, tmp_path, monkeypatch):
     monkeypatch.setattr("lavit.release.save_diffusers", full)
     with pytest.raises(ValueError, match="No space left"):
         system.save_pretrained(tmp_path / "release")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_while_weights_are_written(system, tmp_path):
+    """The limit on a file's size stands for a disk that is full: weights are written by other code than Python's."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        with pytest.raises(ValueError, match="nothing was left there"):
+            system.save_pretrained(tmp_path / "release")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
     assert not list(tmp_path.iterdir())

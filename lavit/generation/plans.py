@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,9 @@ def check_plan(plan: TextPlan | ImagePlan, name: str | None = None) -> None:
     what, least = ("image", 1) if isinstance(plan, ImagePlan) else ("text", 0)
     if not least <= plan.min_tokens <= plan.max_tokens or plan.max_tokens < 1:
         raise ValueError(f"{name}.min_tokens {plan.min_tokens} and max_tokens {plan.max_tokens} leave no {what}")
+    for key in ("temperature", "guidance", "length_penalty"):
+        if not math.isfinite(getattr(plan, key, 0.0)):
+            raise ValueError(f"{name}.{key} is {getattr(plan, key)}; give a number")
     if plan.temperature < 0:
         raise ValueError(f"{name}.temperature is {plan.temperature}; it must be 0 (the likeliest) or more")
     if plan.top_k < 0:
