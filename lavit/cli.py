@@ -274,7 +274,7 @@ def _text_plan(arguments: argparse.Namespace, plan: Any) -> Any:
     import dataclasses
 
     given = {"beams": arguments.beams, "max_tokens": arguments.max_tokens}
-    return dataclasses.replace(plan, **{name: value for name, value in given.items() if value is not None})
+    return dataclasses.replace(plan, **_limited(given, plan))
 
 
 def _image_plan(arguments: argparse.Namespace, system: LaVIT) -> Any:
@@ -287,7 +287,14 @@ def _image_plan(arguments: argparse.Namespace, system: LaVIT) -> Any:
         "guidance": arguments.text_guidance,
         "max_tokens": arguments.tokens,
     }
-    return dataclasses.replace(system.plans.image, **{k: value for k, value in given.items() if value is not None})
+    return dataclasses.replace(system.plans.image, **_limited(given, system.plans.image))
+
+
+def _limited(given: dict[str, Any], plan: Any) -> dict[str, Any]:
+    """The options that were given; a least number of tokens of the plan's gives way to the most that is asked for."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    least = min(plan.min_tokens, max(1, chosen.get("max_tokens", plan.max_tokens)))
+    return {**chosen, "min_tokens": least}
 
 
 def _places(arguments: argparse.Namespace, count: int) -> list[Path]:

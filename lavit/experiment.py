@@ -235,9 +235,21 @@ def check(experiment: Experiment) -> None:
     if e.tokens_from and e.finetune.start:
         raise ValueError("tokens_from and finetune.start are both set; finetune.start takes that run's tokens itself")
     check_tokenizer(e.tokenizer)
+    if e.tokenizer.train.ema:
+        raise ValueError(
+            "tokenizer.train.ema averages weights, but the codebook moves with those of the last step: set it to 0"
+        )
+    if e.pretrain.text.words and e.pretrain.model.llm.scratch is None:
+        raise ValueError("pretrain.text.words is for a language model from scratch; set pretrain.model.llm.scratch")
+    if e.evaluation.candidates < 1 or e.evaluation.curve < 0:
+        raise ValueError(
+            f"evaluation: candidates {e.evaluation.candidates} must be at least 1 and curve {e.evaluation.curve} 0"
+        )
     if e.decoder != DecoderStage():  # a file that is about a tokenizer alone may leave the decoder out
         check_diffusion(e.decoder.model, patches)
     check_autoencoder(e.autoencoder.model)
+    if e.autoencoder.scale_sample < 1:
+        raise ValueError(f"autoencoder.scale_sample is {e.autoencoder.scale_sample}; it must be at least 1")
     if e.extraction.batch < 1:
         raise ValueError(f"extraction.batch is {e.extraction.batch}; it must be at least 1")
     mixture = e.pretrain.mixture

@@ -114,6 +114,10 @@ def test_what_draw_is_told_changes_the_drawing(work, capsys):
     assert Image.open("x").format == "PNG", "as it is where the name says nothing"
 
 
+def test_fewer_tokens_than_the_plans_least_are_drawn(work, capsys):
+    assert rows(run(capsys, "draw", "a cat", "--tokens", "1", "--out", "one.png", "--json"))[0]["file"] == "one.png"
+
+
 def test_reconstruct(system, work, capsys):
     assert run(capsys, "reconstruct", "a.png") == "reconstruction.png\n"
     assert np.array_equal(Image.open("reconstruction.png"), system.reconstruct("a.png"))

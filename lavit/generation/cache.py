@@ -33,6 +33,10 @@ class Memory:
         values[:, :, self.length : end] = value
         return keys[:, :, :end], values[:, :, :end]
 
+    def get_seq_length(self, layer: int = 0) -> int:
+        """What transformers asks for before the first layer: tokens remembered so far."""
+        return self.length
+
     def select(self, rows: Tensor) -> None:
         """Rows (n,) int64 of the batch in place of all; one may stand there more than once."""
         for number, pair in enumerate(self.layers):

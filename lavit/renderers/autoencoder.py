@@ -5,6 +5,7 @@ Latent diffusion's first stage (arXiv 2112.10752, section 3.1) without its discr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -83,10 +84,10 @@ class AutoencoderObjective(nn.Module):
 
 
 def check_autoencoder(config: AutoencoderConfig, key: str = "autoencoder.model") -> None:
-    """Raises ValueError for an unknown error or a weight below 0."""
+    """Raises ValueError for an unknown error, or a weight that is below 0 or no number."""
     if config.error not in ERRORS:
         raise ValueError(f"{key}.error '{config.error}' is unknown; choose {' or '.join(ERRORS)}")
-    if min(config.kl, config.features) < 0:
+    if not (0 <= config.kl < math.inf and 0 <= config.features < math.inf):
         raise ValueError(f"{key}: kl {config.kl} and features {config.features} must be at least 0")
 
 

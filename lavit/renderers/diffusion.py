@@ -6,6 +6,7 @@ models work on folded pixels, start from a linear draft and predict the clean im
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +18,7 @@ from lavit.renderers.latents import FoldedConfig, Latents, LatentsConfig
 from lavit.renderers.sampling import Process, denoise, initial_noise, new_sampler, samplers_of
 from lavit.renderers.unet import UNetConfig, check_unet, new_unet, open_unet, unet_options
 
+SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTIONS = ("sample", "epsilon", "v_prediction", "flow_prediction")
 
 
@@ -69,6 +71,7 @@ def check_diffusion(config: DiffusionConfig, patches: int, key: str = "decoder.m
     Raises:
         ValueError: naming the keys.
     """
+    check_numbers(config, key)
     kind, factor = config.latents.chosen()[0], config.latents.factor
     of = f"{key}.latents.folded.patch" if kind == "folded" else f"the factor of {key}.latents.vae.channels,"
     for height, width in [[config.image_size] * 2, *known_sizes(config, key)]:
@@ -96,6 +99,29 @@ def check_diffusion(config: DiffusionConfig, patches: int, key: str = "decoder.m
             f"{key}.draft needs a patch of the picture for each of the {patches} features, not {config.shape[1] ** 2}, "
             f"and no other sizes; change {key}.latents.folded.patch or set {key}.draft to false"
         )
+
+
+def check_numbers(config: DiffusionConfig, key: str) -> None:
+    """Raise ValueError for a number that is out of range, which would be found out in the middle of a training."""
+    folded, vae = config.latents.folded, config.latents.vae
+    if folded is not None and folded.patch < 1:
+        raise ValueError(f"{key}.latents.folded.patch is {folded.patch}; it must be at least 1")
+    if vae is not None and (not vae.channels or vae.groups < 1 or any(c % vae.groups or c < 1 for c in vae.channels)):
+        raise ValueError(f"{key}.latents.vae: channels {vae.channels} must be multiples of groups {vae.groups}")
+    if config.timesteps < 1 or not 1 <= config.sampling_steps <= config.timesteps:
+        raise ValueError(
+            f"{key}: sampling_steps {config.sampling_steps} must be from 1 to timesteps {config.timesteps}"
+        )
+    if config.schedule not in SCHEDULES:
+        raise ValueError(f"{key}.schedule '{config.schedule}' is unknown; choose {', '.join(SCHEDULES)}")
+    if not 0 < config.beta_start <= config.beta_end < 1:
+        raise ValueError(f"{key}: 0 < beta_start {config.beta_start} <= beta_end {config.beta_end} < 1 must hold")
+    if not 0 <= config.drop_condition <= 1:
+        raise ValueError(f"{key}.drop_condition is {config.drop_condition}; it is a chance, from 0 to 1")
+    if config.time_std is not None and not config.time_std > 0:
+        raise ValueError(f"{key}.time_std is {config.time_std}; it must be above 0, or null for all times alike")
+    if not math.isfinite(config.guidance):
+        raise ValueError(f"{key}.guidance is {config.guidance}; give a number, 1 for none")
 
 
 def known_sizes(config: DiffusionConfig, key: str = "decoder.model") -> list[tuple[int, int]]:

@@ -39,6 +39,8 @@ def check_unet(config: UNetConfig, key: str = "decoder.model.unet") -> None:
     Raises:
         ValueError: of different lengths, or channels that groups or heads do not divide.
     """
+    if not config.channels or min(config.channels + config.heads) < 1 or config.groups < 1 or config.layers < 1:
+        raise ValueError(f"{key}: channels, heads, groups and layers must be at least 1, and there must be channels")
     lists = {"cross_attention": config.cross_attention, "heads": config.heads}
     lists |= {"transformers": config.transformers} if config.transformers else {}
     for name, values in lists.items():
