@@ -33,7 +33,7 @@ from lavit.experiment import Experiment
 from lavit.model import UnifiedLM
 from lavit.release import GenerationConfig, LanguageConfig, Parts, new_language_model
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
-from lavit.renderers.latents import LatentsConfig, open_vae
+from lavit.renderers.latents import open_vae
 from lavit.tokenizers.encoders import read_saved, read_state
 from lavit.tokenizers.official import State, fitted, open_official, renamed
 from lavit.tokenizers.tokenizer import TokenizerConfig
@@ -209,13 +209,7 @@ def open_renderer(
     else:
         rows = state["unconditional"] = unconditional(folder / "uncond_embeddings.bin", conditioning.sd.width, patches)
         conditioning = replace(conditioning, sd=replace(conditioning.sd, unconditional=len(rows)))
-    config = replace(
-        config,
-        conditioning=conditioning,
-        # The places on somebody's disk that training would begin from are no part of a release.
-        latents=LatentsConfig(vae=replace(config.latents.vae, folder=None)),
-        unet=replace(config.unet, folder=None),
-    )
+    config = replace(config, conditioning=conditioning)
     with init_empty_weights():
         renderer = DiffusionRenderer(config, width, patches, vae=vae)
     fitted(renderer.conditioning, state, folder.parent / "visual_tokenizer")

@@ -312,7 +312,8 @@ class LaVIT:
         free = self.maker.prompt([], "image")
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)
-            documents = [self.maker.prompt(self._parts(_as_tuple(prompt)), "image") for prompt in prompts[part]]
+            opened = self._opened([_as_tuple(prompt) for prompt in prompts[part]])
+            documents = [self.maker.prompt(list(parts), "image") for parts in opened]
             codes += draw_codes(self.model, documents, free, plan, list(seeds[part]), self.tokenizer.places)
         return codes
 
@@ -322,10 +323,10 @@ class LaVIT:
         LaVIT's protocol draws four and lets CLIP choose; here the other direction of the same model is the judge. A
         prompt without text has one candidate.
         """
-        counts = [candidates if _text_of(prompt) else 1 for prompt in prompts]
-        repeated = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
         if candidates == 1:
             return self.draw_words(prompts, plan, seeds)
+        counts = [candidates if _text_of(prompt) else 1 for prompt in prompts]
+        repeated = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
         several = [seed_for(seed, i) for seed, count in zip(seeds, counts, strict=True) for i in range(count)]
         drawn = self.draw_words(repeated, plan, several)
         seen = [p for s in range(0, len(drawn), BATCH) for p in self.look(self.features(drawn[s : s + BATCH]))]
@@ -404,10 +405,10 @@ class LaVIT:
             out += [VisualTokens(w[real] if can else None, c[real], p[real], grid) for w, c, p, real, can in rows]
         return out
 
-    def _parts(self, prompt: tuple[Any, ...]) -> list[str | Picture]:
-        """A prompt with its images as pictures."""
-        images = iter(self.see([part for part in prompt if not _is_text(part)]))
-        return [part if _is_text(part) else next(images) for part in prompt]
+    def _opened(self, prompts: list[tuple[Any, ...]]) -> list[tuple[str | Picture, ...]]:
+        """Prompts with their images as pictures."""
+        seen = iter(self.see([part for prompt in prompts for part in prompt if not _is_text(part)]))
+        return [tuple(part if _is_text(part) else next(seen) for part in prompt) for prompt in prompts]
 
     def _drawing_prompts(self, texts: Any, images: Any) -> tuple[list[tuple[Any, ...]], bool]:
         """One tuple of texts and pictures a drawing, and whether a single one was asked for."""
@@ -425,8 +426,7 @@ class LaVIT:
             if not any(not isinstance(part, str) or part.strip() for part in (*before, *after)):
                 raise ValueError("the prompt is empty; say what to draw, or give an image")
             prompts.append((*before, *after))
-        seen = iter(self.see([part for prompt in prompts for part in prompt if not _is_text(part)]))
-        return [tuple(part if _is_text(part) else next(seen) for part in prompt) for prompt in prompts], alone
+        return self._opened(prompts), alone
 
 
 CARD = "# A LaVIT system\n\nOpen it with `LaVIT.from_pretrained(FOLDER)`.\n"
