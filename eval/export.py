@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.figures import GROUPS, Metrics, table
+from lavit.data.assets import licence_of
 from lavit.experiment import Experiment, run_stage
 from lavit.pipeline import LaVIT
 from lavit.runs import read_json
 from lavit.workspace import Workspace
 
 STORED = "float16"
+SHARD = "14MB"  # a file that version control and mirrors still take
 
 
 def export(experiment: Experiment, run: Path, folder: Path) -> None:
@@ -33,7 +35,7 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in sizes.items()}
     indices = [read_json(run / "data" / part / "index.json") for part in work.parts()]
     card = model_card(experiment, read_json(run / "metrics.json"), indices, read_json(run / "environment.json"), counts)
-    system.save_pretrained(folder, STORED, card)
+    system.save_pretrained(folder, STORED, card, SHARD)
 
 
 def model_card(
@@ -44,11 +46,8 @@ def model_card(
     counts: dict[str, int],
 ) -> str:
     """The text of README.md: what it is, what it was trained on, its figures beside their baselines, its limits."""
-    licences = {name: about for index in indices for name, about in index["licences"].items()}
-    data = [
-        f"| {name} | {a.get('package', '')} {a.get('version', '')} | {a['licence']} | {a.get('what', '')} |"
-        for name, a in licences.items()
-    ]
+    sources = {name: about for index in indices for name, about in index["licences"].items()}
+    data, weights = licence_rows(sources), licence_rows(weights_of(experiment))
     figures = [
         f"| {group} | {row.title}{f' ({row.note})' if row.note else ''} | {row.value} | "
         f"{', '.join(f'{mark.words} {mark.value}' for mark in row.marks)} |"
@@ -63,7 +62,8 @@ def model_card(
     return f"""---
 library_name: lavit
 tags: [image-to-text, text-to-image, visual-tokens]
-licence: see "Trained on"
+license: other
+license_name: those of its data and of the weights it began with
 ---
 # LaVIT, {sum(counts.values()) / 1e6:.0f} M parameters
 
@@ -76,7 +76,7 @@ from lavit.pipeline import LaVIT
 model = LaVIT.from_pretrained("this folder")
 model.caption("cat.png")
 model.answer("cat.png", "what is it?")
-model.draw("animals: cat", seed=1).save("drawn.png")
+model.draw("{e.card.text}", seed=1).save("drawn.png")
 model.reconstruct("cat.png", tokens=16).save("rebuilt.png")
 ```
 
@@ -84,11 +84,17 @@ model.reconstruct("cat.png", tokens=16).save("rebuilt.png")
 
 ## Trained on
 
-{images:,} pictures. Captions have the form `category: label`; text that is written like them is drawn best.
+{images:,} pictures. {e.card.about}
 
 | source | package | licence | what |
 |---|---|---|---|
 {chr(10).join(data)}
+
+It began with these weights:
+
+| weights | package | licence | what |
+|---|---|---|---|
+{chr(10).join(weights)}
 
 ## Figures
 
@@ -100,15 +106,40 @@ Measured on the {tests} split, whose concepts were not trained on; docs/results.
 
 ## Limits
 
-It knows single things on a plain ground, and what pictures of this kind call them. It knows no scenes and no photos,
-cannot count or write, and its pictures are {e.decoder.model.image_size} pixels wide. It repeats what its sources hold,
-stereotypes included, and has no filter: `LaVIT(parts, policy=…)` takes one. It is made for study.
+{e.card.limits} Its pictures are {e.decoder.model.image_size} pixels wide. It repeats what its sources hold, stereotypes
+included, and has no filter: `LaVIT(parts, policy=…)` takes one.
 
 ## Made by
 
 Commit {commit} of the project with `{e.run}` (seed {e.seed}), Python {environment["python"]}, {versions}.
 `config.yaml` has every setting of the parts and the sha256 of every file.
 """
+
+
+def licence_rows(sources: dict[str, dict[str, str]]) -> list[str]:
+    """Rows of a markdown table: name, package and version, licence, what it is."""
+    return [
+        f"| {name} | {a.get('package', '')} {a.get('version', '')} | {a['licence']} | {a.get('what', '')} |"
+        for name, a in sources.items()
+    ]
+
+
+def weights_of(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """Where the weights came from that no stage of the run made from nothing, by the part that holds them."""
+    own = {"package": "a file of your own", "licence": "its own, which the release must keep to"}
+    llm, decoder = experiment.pretrain.model.llm, experiment.decoder.model
+    parts: dict[str, tuple[str | None, Any]] = {
+        "encoder": (experiment.tokenizer.model.encoder.weights.asset, experiment.tokenizer.model.encoder.weights.file),
+        "vectors of words": ("sentences" if experiment.pretrain.text.words else None, None),
+        "language model": (llm.asset, llm.folder),
+        "U-Net": (None, decoder.unet.folder),
+        "VAE": (None, decoder.latents.vae and decoder.latents.vae.folder),
+    }
+    return {
+        part: licence_of(asset) if asset else own | {"what": Path(place).name}
+        for part, (asset, place) in parts.items()
+        if asset or place
+    }
 
 
 def main(argv: list[str]) -> None:

@@ -334,15 +334,22 @@ def decoder_plan(experiment: Experiment) -> StagePlan:
 
 
 def autoencoder_plan(experiment: Experiment) -> StagePlan:
-    """The VAE of the pixel decoder, on images."""
-    config, train = experiment.decoder.model, experiment.autoencoder.train
+    """The VAE of the pixel decoder, on images; the encoder whose features it is compared in stands beside it."""
+    config, train, encoder = experiment.decoder.model, experiment.autoencoder.train, experiment.tokenizer.model.encoder
     with torch.device("meta"):
         vae = AutoencoderKL(**vae_options(config.latents.vae))
-    with imagined(train.precision, vae):
+        online = Encoder(encoder, pretrained=False) if experiment.autoencoder.model.features else None
+    with imagined(train.precision, vae, *([online] if online else [])):
         images = torch.empty(1, 3, config.image_size, config.image_size)
         mark_frozen(vae, train)
         forward = lambda: vae.decode(vae.encode(images).latent_dist.mean).sample  # noqa: E731
-        return StagePlan("autoencoder", [part("VAE", vae, forward)], train, "images")
+        parts = [part("VAE", vae, forward)]
+        if online is not None:
+            rebuilt = torch.empty(1, 3, encoder.image_size, encoder.image_size, requires_grad=True)
+            parts.insert(0, part("encoder", online, lambda: online.differentiable(rebuilt)))
+            parts[0].flops *= 3  # of the image and of what was rebuilt, and back through the latter
+        beside = parts[0].parameters if online is not None else 0
+        return StagePlan("autoencoder", parts, train, "images", beside=beside)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lavit.experiment import Experiment, run_stage
 from lavit.metrics.images import frechet_distance, psnr
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
 from lavit.pages.pictures import evenly
-from lavit.pipeline import BATCH, LaVIT
+from lavit.pipeline import LaVIT
 from lavit.renderers.sampling import samplers_of
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.decoder import cosine
@@ -106,7 +106,7 @@ def rebuild(system: LaVIT, patches: Tensor, share: int, shown: list[int], seeds:
     Tokens are decoded as they are: words cannot say where fewer of them come from than there are anchors.
     """
     tokens = max(1, patches.shape[1] // share)
-    found = [system.tokenizer.encode_features(part, tokens=tokens) for part in patches.split(BATCH)]
+    found = [system.tokenizer.encode_features(part, tokens=tokens) for part in patches.split(system.batch)]
     features = torch.cat([system.tokenizer.decode(its) for its in found])
     return Made(tokens, features, system.render(features[shown], seeds))
 
@@ -116,9 +116,8 @@ def curve(system: LaVIT, features: Tensor, seeds: list[int], originals: Tensor, 
     rows = []
     for sampler in samplers_of(system.renderer.config.prediction):
         for steps in STEPS:
-            parts = zip(features.split(BATCH), torch.tensor(seeds).split(BATCH), strict=True)
-            images = [system.renderer.render(x, s.tolist(), steps=steps, sampler=sampler) for x, s in parts]
-            figures = measure(system, torch.cat(images), originals, real)
+            images = system.render(features, seeds, steps=steps, sampler=sampler)
+            figures = measure(system, images, originals, real)
             rows.append({"sampler": sampler, "steps": steps, "r5": figures["r5"], "fd_lite0": figures["fd_lite0"]})
     return rows
 
@@ -148,7 +147,7 @@ def pooled(system: LaVIT, images: Tensor) -> Tensor:
     """(B, C) pooled pre-classifier features of images (B, 3, S, S) in [0, 1] of any size."""
     size = system.tokenizer.config.encoder.image_size
     scaled = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    return torch.cat([system.tokenizer.encoder.raw_and_head(part)[1] for part in scaled.split(BATCH)])
+    return torch.cat([system.tokenizer.encoder.raw_and_head(part)[1] for part in scaled.split(system.batch)])
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

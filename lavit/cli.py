@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # torch and its company take seconds, which --help must not
 
     from lavit.pipeline import LaVIT
 
-RELEASED = Path(__file__).parent / "released"  # comes with the package
 EXAMPLES = """examples:
   lavit caption cat.png dog.png
   lavit answer cat.png "what animal is it?"
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
             raise
-        said = "too little memory; try --dtype bfloat16, --bits 4, --offload, fewer images or a smaller --count"
+        said = "too little memory; try a smaller --batch, --dtype bfloat16, --bits 4 or --offload"
         print(f"error: {error if isinstance(error, OSError) else said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -85,10 +84,15 @@ def parser() -> argparse.ArgumentParser:
         add(command)
         model = "a release folder; by default $LAVIT_MODEL, else the one that comes with lavit"
         command.add_argument("--model", type=Path, metavar="FOLDER", help=model)
+        if run is info:
+            command.add_argument("--json", action="store_true", help="print JSON")
+            command.set_defaults(run=run)
+            continue
         command.add_argument("--device", help="cpu, cuda, cuda:1; by default a GPU if there is one")
         command.add_argument("--dtype", help="float32, bfloat16 or float16")
         command.add_argument("--bits", type=int, choices=(4, 8), help="of the language model (needs bitsandbytes)")
         command.add_argument("--offload", action="store_true", help="keep the language model in the CPU's memory")
+        command.add_argument("--batch", type=int, help="images or drawings at a time; fewer need less memory (64)")
         if run is not serve:
             command.add_argument("--json", action="store_true", help="print JSON, a line for each result")
         command.set_defaults(run=run)
@@ -99,20 +103,9 @@ def opened(arguments: argparse.Namespace) -> LaVIT:
     """The system that a command is to use."""
     from lavit.pipeline import LaVIT
 
-    chosen = (arguments.device, arguments.dtype, arguments.bits, arguments.offload)
-    return LaVIT.from_pretrained(chosen_folder(arguments), *chosen)
-
-
-def chosen_folder(arguments: argparse.Namespace) -> Path:
-    """The release that the options, the environment or the package name.
-
-    Raises:
-        ValueError: none of them does.
-    """
-    named = arguments.model or os.environ.get("LAVIT_MODEL")
-    if not named and not RELEASED.is_dir():
-        raise ValueError("no system comes with this lavit; give the folder of a release as --model or in $LAVIT_MODEL")
-    return Path(named or RELEASED)
+    names = ("device", "dtype", "bits", "offload", "batch")
+    chosen = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    return LaVIT.from_pretrained(arguments.model, **chosen)
 
 
 def caption(arguments: argparse.Namespace) -> None:
@@ -147,7 +140,7 @@ def draw(arguments: argparse.Namespace) -> None:
     images = [str(path) for path in arguments.image] or None
     pictures = system.draw(
         [arguments.text] * len(seeds), None if images is None else [images] * len(seeds), seeds,
-        _image_plan(arguments, system), arguments.candidates, arguments.guidance, arguments.steps,
+        _image_plan(arguments, system), arguments.candidates, **_settings(arguments),
     )  # fmt: skip
     _keep(pictures, places, arguments)
     rows = [{"text": arguments.text, "seed": s, "file": str(p)} for s, p in zip(seeds, places, strict=True)]
@@ -171,9 +164,7 @@ def _draw(command: argparse.ArgumentParser) -> None:
 def reconstruct(arguments: argparse.Namespace) -> None:
     places = _places(arguments, 1)
     system = opened(arguments)
-    picture = system.reconstruct(
-        str(arguments.image), arguments.tokens, arguments.seed, arguments.guidance, arguments.steps
-    )
+    picture = system.reconstruct(str(arguments.image), arguments.tokens, arguments.seed, **_settings(arguments))
     _keep([picture], places, arguments)
     _say(arguments, [{"image": str(arguments.image), "file": str(places[0])}], "file")
 
@@ -224,28 +215,9 @@ def _serve(command: argparse.ArgumentParser) -> None:
 
 
 def info(arguments: argparse.Namespace) -> None:
-    folder = chosen_folder(arguments)
-    system = opened(arguments)
-    counts = {
-        name: sum(p.numel() for p in part.parameters())
-        for name, part in (
-            ("tokenizer", system.tokenizer),
-            ("language model", system.model),
-            ("decoder", system.renderer),
-        )
-        if part is not None
-    }
-    config = system.tokenizer.config
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    row = {
-        "folder": str(folder),
-        "megabytes": round(size / 1e6, 1),
-        "parameters": counts,
-        "vocabulary": {"text": system.model.vocabulary.text_size, "codes": config.quantizer.codes},
-        "patches": config.encoder.patches,
-        "reads": config.encoder.image_size,
-        "draws": system.renderer.config.image_size if system.renderer is not None else None,
-    }
+    from lavit.release import chosen_folder, describe
+
+    row = describe(chosen_folder(arguments.model))
     if arguments.json:
         print(json.dumps(row))
         return
@@ -266,8 +238,16 @@ def _painting(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--guidance", type=float, help="of the pixel decoder; 1 is none")
     command.add_argument("--steps", type=int, help="of the pixel decoder")
+    command.add_argument("--sampler", help="of the pixel decoder: ddim, dpm or, of a flow, euler")
+    command.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="one that the decoder knows")
     command.add_argument("--out", type=Path, default=Path(default), help=f"the file to write ({default})")
     command.add_argument("--force", action="store_true", help="write over files that are there")
+
+
+def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What :class:`lavit.system.Painting` has of the options."""
+    size = None if arguments.size is None else tuple(arguments.size)
+    return {"guidance": arguments.guidance, "steps": arguments.steps, "sampler": arguments.sampler, "size": size}
 
 
 def _text_plan(arguments: argparse.Namespace, plan: Any) -> Any:

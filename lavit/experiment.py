@@ -118,7 +118,8 @@ class EvaluationConfig:
     """What is measured on which split, and how the model writes captions (``text``), answers questions and draws.
 
     ``candidates`` drawings are made of a text, of which the model keeps the one that it captions best. ``curve``
-    reconstructs the first ``curve`` pictures with few and many steps of every sampler too; none at 0.
+    reconstructs the first ``curve`` pictures with few and many steps of every sampler too; none at 0. ``batch`` images,
+    texts or drawings are worked on at a time.
     """
 
     split: str = "test"
@@ -130,9 +131,22 @@ class EvaluationConfig:
     drawings: int = 100
     candidates: int = 1
     derangements: int = 20
+    batch: int = 64
     text: TextPlan = field(default_factory=TextPlan)
     answer: TextPlan = field(default_factory=TextPlan)
     image: ImagePlan = field(default_factory=ImagePlan)
+
+
+@dataclass
+class CardConfig:
+    """What a release's model card says of it beside its figures.
+
+    ``text`` is one that it draws well, ``about`` how it wants to be asked, ``limits`` what it cannot do.
+    """
+
+    text: str = "a red apple"
+    about: str = "Text that is written like the captions that it was trained on is drawn best."
+    limits: str = "It knows what pictures like those that it was trained on show, and of little else."
 
 
 @dataclass
@@ -155,6 +169,7 @@ class Experiment:
     autoencoder: AutoencoderStage = field(default_factory=AutoencoderStage)
     decoder: DecoderStage = field(default_factory=DecoderStage)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    card: CardConfig = field(default_factory=CardConfig)
 
     @property
     def trains_autoencoder(self) -> bool:
@@ -186,6 +201,8 @@ OWNERS = {
     "decoder": "decoder",
     "decoder.model.latents": "autoencoder",
     "evaluation": "eval",
+    "evaluation.batch": "",
+    "card": "",
 }
 
 
@@ -241,7 +258,7 @@ def check(experiment: Experiment) -> None:
         )
     if e.pretrain.text.words and e.pretrain.model.llm.scratch is None:
         raise ValueError("pretrain.text.words is for a language model from scratch; set pretrain.model.llm.scratch")
-    if e.evaluation.candidates < 1 or e.evaluation.curve < 0:
+    if min(e.evaluation.candidates, e.evaluation.batch) < 1 or e.evaluation.curve < 0:
         raise ValueError(
             f"evaluation: candidates {e.evaluation.candidates} must be at least 1 and curve {e.evaluation.curve} 0"
         )

@@ -23,8 +23,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import init_empty_weights
 from diffusers import DDIMScheduler
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -37,6 +35,7 @@ from lavit.renderers.latents import open_vae
 from lavit.tokenizers.encoders import read_saved, read_state
 from lavit.tokenizers.official import State, fitted, open_official, renamed
 from lavit.tokenizers.tokenizer import TokenizerConfig
+from lavit.weights import read_tensors
 
 PORT = (
     (r"causal_encoder\.ln_vision\.", "port.merger.norm_in."),
@@ -157,7 +156,7 @@ def read_llama(folder: Path) -> State:
     Raises:
         ValueError: no weights there, a part that is missing, or a file that cannot be read.
     """
-    for whole, read in (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_state)):
+    for whole, read in (("model.safetensors", read_tensors), ("pytorch_model.bin", read_state)):
         index = folder / f"{whole}.index.json"
         if index.is_file():
             try:
@@ -171,14 +170,6 @@ def read_llama(folder: Path) -> State:
         if names:
             return {name: value for file in names for name, value in read(folder / file).items()}
     raise ValueError(f"{folder} has no model.safetensors, no pytorch_model.bin and no index of parts of them")
-
-
-def read_safetensors(path: Path) -> State:
-    """The tensors of a file; raises ValueError if it cannot be read."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as weights ({error}); get it again") from None
 
 
 # --------------------------------------------------------------------------------------------------- the pixel decoder

@@ -12,17 +12,18 @@ decoder/             unet/, vae/, scheduler/ (diffusers opens each of them), con
 from __future__ import annotations
 
 import copy
+import math
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
@@ -36,10 +37,11 @@ from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
 from lavit.renderers.folder import load_diffusers, save_diffusers
 from lavit.tokenizers.merger import Merger
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
-from lavit.training.weights import file_digest, fill
+from lavit.weights import file_digest, fill, read_tensors, stored
 
 FORMAT = 1
-SHARD = "14MB"  # a file that version control and mirrors still take
+SHARD = "5GB"
+RELEASED = Path(__file__).parent / "released"  # comes with the package
 
 
 @dataclass
@@ -100,6 +102,7 @@ def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | No
         ValueError: the folder holds something, or cannot be written (a full disk, no permission).
     """
     require_free(folder)
+    folder = folder.absolute()  # "." has no name to make a draft's of
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir(parents=True)
@@ -144,17 +147,13 @@ def _files(folder: Path) -> list[Path]:
 
 def _save(module: nn.Module, folder: Path, dtype: torch.dtype | None, shard: str) -> None:
     folder.mkdir()
-    state, stored = {}, {}
+    state, kept = {}, {}
     for name, value in module.state_dict().items():  # tied tensors stay one
         place = (value.data_ptr(), value.shape) if value.numel() else name
-        if place not in stored:
-            stored[place] = _stored(value.detach().cpu(), dtype)
-        state[name] = stored[place]
+        if place not in kept:
+            kept[place] = stored(value.detach().cpu(), dtype)
+        state[name] = kept[place]
     save_torch_state_dict(state, folder, max_shard_size=shard)
-
-
-def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return value.to(dtype) if dtype and value.is_floating_point() and value.dim() > 1 else value
 
 
 def _without_paths(config: ReleaseConfig) -> ReleaseConfig:
@@ -167,6 +166,18 @@ def _without_paths(config: ReleaseConfig) -> ReleaseConfig:
         if config.decoder.latents.vae is not None:
             config.decoder.latents.vae.folder = None
     return config
+
+
+def chosen_folder(named: str | Path | None = None) -> Path:
+    """The release that is ``named``, else the one of $LAVIT_MODEL, else the one that comes with the package.
+
+    Raises:
+        ValueError: there is none.
+    """
+    chosen = named or os.environ.get("LAVIT_MODEL")
+    if not chosen and not RELEASED.is_dir():
+        raise ValueError("no system comes with this lavit; give the folder of a release as --model or in $LAVIT_MODEL")
+    return Path(chosen or RELEASED)
 
 
 def read_config(folder: Path, verify: bool = True) -> ReleaseConfig:
@@ -190,6 +201,30 @@ def read_config(folder: Path, verify: bool = True) -> ReleaseConfig:
         said = f"is missing {', '.join(missing)}" if missing else f"was altered: {', '.join(altered)}"
         raise ValueError(f"the release {folder} {said}; get it again")
     return config
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a release is, in plain values, without opening its models; its files are checked.
+
+    Raises:
+        ValueError: see :func:`read_config`.
+    """
+    config = read_config(folder)
+    counts = {part: 0 for part in ("tokenizer", "language_model", "decoder") if (folder / part).is_dir()}
+    for part in counts:
+        for path in (folder / part).rglob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                counts[part] += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+    tokenizer, shape = config.tokenizer, AutoConfig.from_pretrained(folder / "language_model")
+    return {
+        "folder": str(folder),
+        "megabytes": round(sum(path.stat().st_size for path in _files(folder)) / 1e6, 1),
+        "parameters": counts,
+        "vocabulary": {"text": shape.vocab_size, "codes": tokenizer.quantizer.codes},
+        "patches": tokenizer.encoder.patches,
+        "reads": tokenizer.encoder.image_size,
+        "draws": config.decoder.image_size if config.decoder is not None else None,
+    }
 
 
 def read_release(
@@ -236,9 +271,7 @@ def read_release(
     renderer = None
     if config.decoder is not None:
         encoder = config.tokenizer.encoder
-        renderer = load_diffusers(folder / "decoder", config.decoder, encoder.width, encoder.patches).to(device)
-        for part in (renderer.unet, renderer.conditioning):
-            nn.Module.to(part, dtype)  # diffusers' own warns of parts to be kept in float32 where there are none
+        renderer = load_diffusers(folder / "decoder", config.decoder, encoder.width, encoder.patches, dtype).to(device)
     changed = f"in {bits} bits" if bits else "offloaded" if offloaded else ""
     return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation, changed)
 
@@ -265,9 +298,9 @@ def _filled(
         module = new()
     state: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        for name, value in load_file(file).items():
+        for name, value in read_tensors(file).items():
             state[name] = value.to(dtype) if value.is_floating_point() else value
     for name, other in (twins, twins[::-1]) if twins else ():
         if name not in state:
             state[name] = state[other]
-    return fill(module, state, folder, assign=True).eval()
+    return fill(module, state, folder, assign=True)

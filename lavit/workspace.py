@@ -42,8 +42,8 @@ from lavit.tokenizers.codes import CodeSet, PatchCodeSet
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.training.weights import file_digest, load_weights
 from lavit.vocabulary import Vocabulary
+from lavit.weights import file_digest, load_weights
 
 SPLITS = ("train", "validation", "test")
 

@@ -13,7 +13,7 @@ from lavit.layers.lora import add_lora
 from lavit.model import UnifiedLM
 from lavit.runs import is_done
 from lavit.training.engine import start_processes
-from lavit.training.weights import load_weights
+from lavit.weights import load_weights
 from lavit.workspace import Workspace
 from pretrain.train import pretrain
 

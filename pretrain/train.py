@@ -20,7 +20,7 @@ from lavit.tokens import PackedBatch
 from lavit.training.engine import start_processes
 from lavit.training.loop import train
 from lavit.training.validation import Validation
-from lavit.training.weights import save_weights
+from lavit.weights import save_weights
 from lavit.workspace import Workspace
 
 

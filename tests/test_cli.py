@@ -82,7 +82,7 @@ def test_tokens(system, work, capsys):
 def test_info(system, work, release, capsys):
     said = json.loads(run(capsys, "info", "--json"))
     assert said["folder"] == str(release) and said["patches"] == 16 and said["draws"] == 16 and said["reads"] == 64
-    assert said["parameters"]["decoder"] == sum(p.numel() for p in system.renderer.parameters())
+    assert said["parameters"]["decoder"] == sum(x.numel() for x in system.renderer.state_dict().values())
     assert "codes 12" in run(capsys, "info")
 
 
@@ -182,6 +182,9 @@ def test_a_full_disk_leaves_nothing(work, capsys, monkeypatch):
         (["draw", "a cat", "--steps", "0"], "steps is 0"),
         (["draw", "a cat", "--steps", "-1"], "steps is -1"),
         (["draw", "a cat", "--steps", "5000"], "steps is 5000"),
+        (["draw", "a cat", "--sampler", "euler"], "choose ddim or dpm"),
+        (["reconstruct", "a.png", "--size", "16", "32"], "no images of 16 × 32"),
+        (["caption", "a.png", "--batch", "0"], "batch is 0"),
         (["draw", "a cat", "--candidates", "0"], "candidates is 0"),
         (["draw", "a cat", "--candidates", "-2"], "candidates is -2"),
         (["draw", "a cat", "--temperature", "-1"], "temperature is -1"),
@@ -208,7 +211,7 @@ def test_a_mistake_is_one_line_and_2(work, capsys, arguments, said):
 
 def test_no_release_comes_with_the_package(work, capsys, monkeypatch):
     monkeypatch.delenv("LAVIT_MODEL")
-    monkeypatch.setattr(cli, "RELEASED", work / "released")
+    monkeypatch.setattr("lavit.release.RELEASED", work / "released")
     assert "--model or in $LAVIT_MODEL" in run(capsys, "caption", "a.png", code=2)
 
 

@@ -16,12 +16,14 @@ RUN_FOLDERS = ("tokenizer", "pretrain", "eval")
 ROOMS = (
     ("config", "tokens", "vocabulary"),
     ("runs", "layers"),
+    ("weights",),
     ("launch", "data", "renderers", "metrics"),
-    ("conduct", "tokenizers", "model"),
+    ("arguments", "conduct", "tokenizers", "model"),
     ("generation", "training", "placement"),
     ("experiment",),
     ("workspace", "release"),
-    ("pipeline", "pages", "official"),
+    ("system", "pages", "official"),
+    ("pipeline",),
     ("serve",),
     ("cli",),
 )

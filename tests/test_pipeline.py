@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_one_image_gives_one_result_and_a_list_a_list(system, images):
 
 def test_a_batch_is_a_matter_of_speed_alone(system, images, monkeypatch):
     captions, drawn, rebuilt = system.caption(images), system.draw(TEXTS, seed=2), system.reconstruct(images)
-    monkeypatch.setattr("lavit.pipeline.BATCH", 2)
+    monkeypatch.setattr(system, "batch", 2)
     assert system.caption(images) == captions
     for ours, theirs in ((system.draw(TEXTS, seed=2), drawn), (system.reconstruct(images), rebuilt)):
         assert all(same(a, b) for a, b in zip(ours, theirs, strict=True))
@@ -108,6 +109,32 @@ def test_seeds_decide_what_is_drawn(system):
     assert same(both[0], one) and same(both[1], other)
     with pytest.raises(ValueError, match="3 seeds for 1"):
         system.draw("a cat", seed=[1, 2, 3])
+    numbers = np.random.default_rng(0).integers(0, 9, 2)
+    assert same(system.draw("a cat", seed=numbers[0]), system.draw(["a cat"] * 2, seed=numbers)[0])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5, "a", None, [1.0]])
+def test_what_is_no_seed_is_said(system, seed):
+    with pytest.raises(ValueError, match="seed is .*; give a whole number, from 0 to 9223372036854775807"):
+        system.draw("a cat", seed=seed)
+
+
+def test_lists_of_nothing_give_nothing(system):
+    assert system.draw([]) == system.caption([]) == system.tokens([]) == system.reconstruct([]) == []
+    assert system.answer([], []) == []
+
+
+def test_samplers_and_sizes_are_those_of_the_decoder(system, images):
+    by_default = system.reconstruct(images[0], steps=2)
+    assert same(system.reconstruct(images[0], steps=2, sampler="ddim", size=(16, 16)), by_default)
+    assert not same(system.reconstruct(images[0], steps=2, sampler="dpm"), by_default)
+    for ask in (partial(system.draw, "a cat"), partial(system.reconstruct, images[0]), partial(system.write, "a cat")):
+        with pytest.raises(ValueError, match="sampler 'euler' does not go with sample; choose ddim or dpm"):
+            ask(sampler="euler")
+        with pytest.raises(ValueError, match=r"no images of 16 × 32; decoder.model allows 16 × 16 \(height × width\)"):
+            ask(size=(16, 32))
+        with pytest.raises(TypeError, match="colour"):
+            ask(colour="red")
 
 
 def test_prompts_of_images_and_text(system, images):
@@ -115,7 +142,7 @@ def test_prompts_of_images_and_text(system, images):
     assert with_image.size == (16, 16)
     assert same(system.draw((images[0], "a red hat")), with_image)
     assert same(system.draw(["a cat", "a red hat"], images=[None, [images[0]]])[1], with_image)
-    documents = [system.maker.prompt(list(p), "image") for p in system._drawing_prompts("a red hat", images[:2])[0]]
+    documents = [system.maker.prompt(list(p), "image") for p in system.opened([(*images[:2], "a red hat")])]
     modes = [span.modality for span in documents[0]]
     assert modes == ["image", "image", "text", "image"], "images come before the text, and [IMG] at the end"
     assert all(span.features is None for span in documents[0]), "what draws reads ids"
@@ -165,6 +192,15 @@ def test_what_does_not_go_together_is_said(system, images):
         system.answer(images[0], " ")
     with pytest.raises(ValueError, match="2 texts and 1 entries"):
         system.draw(["a cat", "a hat"], images=[images[0]])
+    with pytest.raises(ValueError, match="give a list with one entry"):
+        system.draw(["a cat", "a hat"], images=images[0])
+    for wrong in (0, -1, 1.5, "many", True):
+        with pytest.raises(ValueError, match=f"candidates is {wrong}; give a whole number, at least 1"):
+            system.draw("a cat", candidates=wrong)
+    with pytest.raises(ValueError, match=r"steps is 2\.5"):
+        system.draw("a cat", steps=2.5)
+    with pytest.raises(ValueError, match="batch is 0"):
+        LaVIT(system.parts, batch=0)
     with pytest.raises(ValueError, match="guidance is nan"):
         system.draw("a cat", guidance=float("nan"))
     with pytest.raises(ValueError, match="temperature is inf"):
@@ -202,7 +238,7 @@ def test_pictures_have_their_own_number_of_tokens(system):
 
 
 def test_caption_scores_are_log_likelihoods(system, monkeypatch):
-    monkeypatch.setattr("lavit.pipeline.BATCH", 2)
+    monkeypatch.setattr(system, "batch", 2)
     seen = system.look(features(3))
     seen[0] = Picture(seen[0].codes[:3], seen[0].features[:3])
     scores = system.caption_scores(seen, [*TEXTS, ""])

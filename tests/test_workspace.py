@@ -16,7 +16,7 @@ from lavit.experiment import load_experiment
 from lavit.pipeline import LaVIT
 from lavit.renderers.folder import save_diffusers
 from lavit.tokenizers.encoders import WeightsConfig
-from lavit.training.weights import save_weights
+from lavit.weights import save_weights
 from lavit.workspace import Workspace
 
 EXPERIMENT = """

@@ -16,10 +16,8 @@ from lavit.official import CARD, open_published
 from lavit.release import require_free, write_release
 from lavit.runs import is_done, mark_done
 from lavit.tokenizers.official import open_official
-from lavit.training.weights import save_weights
+from lavit.weights import save_weights
 from lavit.workspace import Workspace
-
-SHARD = "2GB"  # a file of the model of seven billion
 
 
 def convert(experiment: Experiment, run: Path, official: Path) -> list[str]:
@@ -41,7 +39,7 @@ def release(experiment: Experiment, official: Path, out: Path) -> list[str]:
     """
     require_free(out)  # said now, not after minutes
     parts, unused = open_published(official, experiment)
-    write_release(out, parts, CARD, shard=SHARD)
+    write_release(out, parts, CARD)
     return unused
 
 

@@ -30,7 +30,7 @@ from lavit.tokenizers.codes import Extracted, write_shard
 from lavit.tokenizers.encoders import EncoderConfig, to_pixels
 from lavit.tokenizers.features import PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer
-from lavit.training.weights import file_digest
+from lavit.weights import file_digest
 from lavit.workspace import SPLITS, Workspace
 
 log = logging.getLogger(__name__)

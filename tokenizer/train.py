@@ -14,7 +14,7 @@ from lavit.tokenizers.selector import gumbel_noise, noise_scale
 from lavit.tokenizers.tokenizer import TokenizerBatch
 from lavit.training.engine import digest
 from lavit.training.loop import train
-from lavit.training.weights import load_weights, save_weights
+from lavit.weights import load_weights, save_weights
 from lavit.workspace import Workspace
 
 CALIBRATION_BATCH, CALIBRATION_BATCHES = 64, 16

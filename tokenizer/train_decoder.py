@@ -12,7 +12,7 @@ from lavit.experiment import Experiment, run_stage
 from lavit.renderers.objective import RendererBatch, RendererObjective, training_noise
 from lavit.runs import is_done, mark_done
 from lavit.training.loop import train
-from lavit.training.weights import save_weights
+from lavit.weights import save_weights
 from lavit.workspace import Workspace
 
 DRAFT_BATCH = 64

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# Pillow would try its other decoders too on a file that names itself so, down to one that starts Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 class ImageError(ValueError):
@@ -40,7 +42,7 @@ def open_image(source: bytes | Path, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"image '{name}' is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
                 raise Image.DecompressionBombError
             image.seek(0)
@@ -50,7 +52,7 @@ def open_image(source: bytes | Path, name: str) -> Image.Image:
         limit = f"more than Pillow's {Image.MAX_IMAGE_PIXELS // 10**6} megapixels"
         raise ImageError(f"image '{name}' is too large: {limit}; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
-        reason = "it is not a known picture format" if "cannot identify" in str(error) else error
+        reason = f"it is none of {', '.join(FORMATS)}" if "cannot identify" in str(error) else error
         raise ImageError(f"image '{name}' cannot be decoded: {reason}") from None
 
 

@@ -215,6 +215,18 @@ class DiffusionRenderer(nn.Module):
         """The linear picture (B, 3, S, S) in [0, 1]."""
         return self.latents.decode(self.draft(features))
 
+    def check_sampling(self, sampler: str | None = None, size: tuple[int, int] | None = None) -> None:
+        """Raise ValueError for a sampler or a size (height, width) that this configuration does not have."""
+        config = self.config
+        known = samplers_of(config.prediction)
+        if sampler is not None and sampler not in known:
+            raise ValueError(f"sampler '{sampler}' does not go with {config.prediction}; choose {' or '.join(known)}")
+        allowed = [(config.image_size, config.image_size), *known_sizes(config)]
+        if size is not None and tuple(size) not in allowed:
+            told = ", ".join(f"{height} × {width}" for height, width in dict.fromkeys(allowed))
+            wanted = " × ".join(map(str, size))
+            raise ValueError(f"no images of {wanted}; decoder.model allows {told} (height × width)")
+
     @torch.no_grad()
     def render(
         self,
@@ -240,11 +252,8 @@ class DiffusionRenderer(nn.Module):
             ValueError: seeds that are not one a picture, or a size or sampler that there is not.
         """
         config = self.config
-        allowed = list(dict.fromkeys([(config.image_size, config.image_size), *known_sizes(config)]))
-        size = allowed[0] if size is None else tuple(size)
-        if size not in allowed:
-            told = ", ".join(f"{height} × {width}" for height, width in allowed)
-            raise ValueError(f"no images of {size[0]} × {size[1]}; decoder.model allows {told} (height × width)")
+        self.check_sampling(sampler, size)
+        size = (config.image_size, config.image_size) if size is None else tuple(size)
         if len(seeds) != len(features):
             raise ValueError(f"{len(seeds)} seeds for {len(features)} pictures; give one a picture")
         features = features.to(self.device)

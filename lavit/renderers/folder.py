@@ -4,17 +4,15 @@ diffusers' as ``conditioning.safetensors``: projections, positions, the uncondit
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from accelerate import init_empty_weights
 
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
 from lavit.renderers.latents import open_vae
 from lavit.renderers.sampling import new_sampler
-from lavit.runs import written_whole
+from lavit.weights import fill, read_tensors, stored, write_tensors
 
 OWN = "conditioning.safetensors"
 
@@ -24,41 +22,34 @@ def save_diffusers(
 ) -> None:
     """Write a renderer so that diffusers opens ``unet/``, ``vae/`` and ``scheduler/`` by itself.
 
-    ``dtype`` is that of the weights on disk, by default their own; no file of diffusers' is larger than ``shard``.
+    ``dtype`` is that of matrices on disk (:func:`lavit.weights.stored`), by default their own; no file of
+    diffusers' is larger than ``shard``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("unet", renderer.unet), ("vae", renderer.latents.vae)):
         if part is not None:
-            part = copy.deepcopy(part).to(dtype) if dtype else part
-            part.save_pretrained(folder / name, safe_serialization=True, max_shard_size=shard)
+            with init_empty_weights():
+                kept = type(part).from_config(part.config)
+            kept.load_state_dict({k: stored(v.cpu(), dtype) for k, v in part.state_dict().items()}, assign=True)
+            kept.save_pretrained(folder / name, safe_serialization=True, max_shard_size=shard)
     new_sampler(renderer.config.process, renderer.config.sampler).save_pretrained(folder / "scheduler")
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in _own_state(renderer).items()}
-    with written_whole(folder / OWN) as draft:
-        save_file(state, draft)
+    own = {name: value for name, value in renderer.state_dict().items() if not name.startswith("unet.")}
+    write_tensors(own, folder / OWN, dtype)
 
 
-def load_diffusers(folder: Path, config: DiffusionConfig, feature_width: int, patches: int) -> DiffusionRenderer:
-    """The renderer that :func:`save_diffusers` wrote, in evaluation mode.
+def load_diffusers(
+    folder: Path, config: DiffusionConfig, feature_width: int, patches: int, dtype: torch.dtype = torch.float32
+) -> DiffusionRenderer:
+    """The renderer that :func:`save_diffusers` wrote, in evaluation mode, its U-Net and projections in ``dtype``.
 
     Raises:
         ValueError: a part that is missing or does not fit the configuration.
     """
     vae = open_vae(str(folder / "vae"), config.latents.vae) if config.latents.vae is not None else None
-    renderer = DiffusionRenderer(config, feature_width, patches, vae=vae)
-    renderer.begin_from(str(folder / "unet"))
-    try:
-        state = load_file(folder / OWN)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / OWN} cannot be read ({error}); write the folder anew") from None
-    own = _own_state(renderer)
-    wrong = own.keys() ^ state.keys()
-    wrong |= {name for name in own.keys() & state.keys() if own[name].shape != state[name].shape}
-    if wrong:
-        raise ValueError(f"{folder / OWN} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
-    for name, value in state.items():
-        own[name].copy_(value)
-    return renderer.eval()
-
-
-def _own_state(renderer: DiffusionRenderer) -> dict:
-    return {name: value for name, value in renderer.state_dict().items() if not name.startswith("unet.")}
+    with init_empty_weights():
+        renderer = DiffusionRenderer(config, feature_width, patches, vae=vae)
+    renderer.begin_from(str(folder / "unet"), dtype)
+    own = read_tensors(folder / OWN, "write the folder anew")
+    # The draft is of the features, which stay in float32.
+    own = {name: value.to(dtype if name.startswith("conditioning.") else torch.float32) for name, value in own.items()}
+    return fill(renderer, own, folder / OWN, assign=True, beside="unet.")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from lavit.data.images import ImageError, open_image
+from lavit.data.images import FORMATS, ImageError, open_image
 from lavit.pages.pictures import data_uri, lit, to_image
 from lavit.pipeline import LaVIT, VisualTokens
 from lavit.tokenizers.encoders import to_pixels
@@ -51,7 +51,7 @@ def opened(path: str) -> Image.Image:
     if not Path(path).is_file():
         raise ImageError(f"image '{name}' was removed after {FORGET // 60} minutes; choose it again")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             size = image.width * image.height
     except Image.DecompressionBombError:
         size = sys.maxsize

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lavit.tokenizers.encoders import read_state
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
+from lavit.weights import fill
 
 State = dict[str, Tensor]
 
@@ -85,23 +86,8 @@ def open_official(
 
 
 def fitted(module: nn.Module, state: State, origin: Path) -> nn.Module:
-    """Put just these tensors, as they are, into a module that has no storage, and return it in evaluation mode.
-
-    Raises:
-        ValueError: names and shapes that do not fit, all of them.
-    """
-    own = module.state_dict()
-    problems = [f"{key} is missing" for key in sorted(own.keys() - state.keys())]
-    problems += [f"{key} is unexpected" for key in sorted(state.keys() - own.keys())]
-    problems += [
-        f"{key} is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in sorted(own.keys() & state.keys())
-        if state[key].shape != own[key].shape
-    ]
-    if problems:
-        raise ValueError(f"{origin} does not fit the configuration: {', '.join(problems)}")
-    module.load_state_dict(unshared(state), assign=True)
-    return module.eval()
+    """Put just these tensors, as they are, into a module that has no storage; see :func:`fill`."""
+    return fill(module, unshared(state), origin, assign=True)
 
 
 def unshared(state: State) -> State:

@@ -64,7 +64,12 @@ def test_broken_pictures_name_themselves(tmp_path):
     jpeg = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
     corrupt = bytearray(whole)
     corrupt[200:300] = bytes(100)
-    cases = {"": "is empty", "text": "not a known picture", "cut": "cannot be decoded", "corrupt": "cannot be decoded"}
+    cases = {
+        "": "is empty",
+        "text": "it is none of PNG, JPEG",
+        "cut": "cannot be decoded",
+        "corrupt": "cannot be decoded",
+    }
     data = {"": b"", "text": b"hello there", "cut": jpeg[: len(jpeg) // 2], "corrupt": bytes(corrupt)}
     for case, message in cases.items():
         with pytest.raises(ImageError, match=rf"image 'pic-{case}' .*{message}"):

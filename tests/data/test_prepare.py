@@ -107,7 +107,7 @@ def test_bad_items_are_counted_and_named(folder, tmp_path):
     assert sum(index["counts"].values()) == 8 and len(index["skipped"]) == 5
     skipped = dict(read_index(tmp_path / "run" / "captions")["skipped"])
     assert skipped["05.png"] == "empty caption" and skipped["07.png"].startswith("the same picture as folder-06_png")
-    assert "not a known picture" in skipped["03.png"] and "cannot be decoded" in skipped["04.png"]
+    assert "it is none of PNG" in skipped["03.png"] and "cannot be decoded" in skipped["04.png"]
 
 
 def test_one_picture_is_never_in_two_splits(folder, tmp_path):

@@ -79,12 +79,12 @@ def test_what_does_not_fit_is_named(tmp_path):
     save_diffusers(renderer(), tmp_path)
     with pytest.raises(ValueError, match="does not fit decoder.model.unet: in_channels is 96 there and 48 here"):
         load_diffusers(tmp_path, dataclasses.replace(CONFIG, draft=False), WIDTH, PATCHES)
-    with pytest.raises(ValueError, match=r"does not fit; .*\['conditioning.project.weight', 'draft_weight'\]"):
+    with pytest.raises(ValueError, match=r"conditioning.project.weight is \(8, 5\) .* draft_weight is"):
         load_diffusers(tmp_path, CONFIG, WIDTH + 1, PATCHES)
     path = tmp_path / "conditioning.safetensors"
     state = load_file(path)
     save_file({name: value for name, value in state.items() if "unconditional" not in name}, path)
-    with pytest.raises(ValueError, match=r"missing, .*\['conditioning.unconditional'\]"):
+    with pytest.raises(ValueError, match="conditioning.unconditional is missing"):
         load_diffusers(tmp_path, CONFIG, WIDTH, PATCHES)
     path.unlink()
     with pytest.raises(ValueError, match="conditioning.safetensors cannot be read"):

@@ -19,7 +19,7 @@ from PIL import Image
 from lavit.experiment import load_experiment, run_stage
 from lavit.runs import read_json
 from lavit.tokenizers.codes import CodeSet
-from lavit.training.weights import save_weights
+from lavit.weights import save_weights
 from lavit.workspace import Workspace
 from tokenizer import extract, prepare
 

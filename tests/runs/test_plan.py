@@ -84,6 +84,9 @@ def test_a_vae_of_ones_own_is_planned_too():
     assert list(planned) == ["tokenizer", "pretrain", "autoencoder", "decoder"]
     assert planned["autoencoder"].trainable == parts(planned["decoder"])["VAE"].parameters
     assert parts(planned["decoder"])["VAE"].flops < parts(planned["autoencoder"])["VAE"].flops, "it is only encoded"
+    encoder, plain = parts(planned["autoencoder"])["encoder"], stages("small.yaml", "autoencoder.model.features=0.0")
+    assert planned["autoencoder"].beside == encoder.parameters > 0 == encoder.trainable and encoder.kept > 0
+    assert list(parts(plain["autoencoder"])) == ["VAE"]
 
 
 def test_averages_take_four_bytes_a_weight():

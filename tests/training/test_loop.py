@@ -38,7 +38,7 @@ from lavit.data.order import items_at
 from lavit.training.engine import TrainConfig
 from lavit.training.optimizer import MuonConfig, OptimizerConfig
 from lavit.training.loop import Stopped, train
-from lavit.training.weights import save_weights
+from lavit.weights import save_weights
 
 DATA = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
 

@@ -33,7 +33,7 @@ from lavit.tokens import Feed, Learn, Span
 from lavit.training.engine import TrainConfig
 from lavit.training.loop import train
 from lavit.training.optimizer import OptimizerConfig
-from lavit.training.weights import save_weights
+from lavit.weights import save_weights
 from lavit.vocabulary import Vocabulary
 
 VOCABULARY, WIDTH = Vocabulary(1700, 40, gaps=3), 6

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lavit.training.weights import load_weights, save_weights
+from lavit.weights import load_weights, save_weights
 
 
 def model(width: int = 4) -> nn.Module:
@@ -40,13 +40,13 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="no weights at .*w.safetensors; run the stage that writes them first"):
         load_weights(model(), path)
     save_weights(model(5), path)
-    with pytest.raises(ValueError, match="'0.bias', '0.weight', '1.bias'"):
+    with pytest.raises(ValueError, match=r"0.bias is \(5,\) instead of \(4,\), 0.weight is .*, 1.bias is"):
         load_weights(model(4), path)
     save_weights(nn.Linear(3, 4), path)
-    with pytest.raises(ValueError, match="missing, unexpected or of another shape: .*'bias'"):
+    with pytest.raises(ValueError, match="0.bias is missing, .*, bias is unexpected, weight is unexpected"):
         load_weights(model(), path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match="not a readable safetensors file .*; remove .* and run its stage again"):
+    with pytest.raises(ValueError, match=r"w.safetensors cannot be read as weights .*; remove .* and run its stage again"):
         load_weights(model(), path)
 
 

@@ -1,0 +1,185 @@
+"""A tokenizer, a language model and a renderer at work together, batch by batch.
+
+:class:`lavit.pipeline.LaVIT` makes of it what users call; evaluations take its steps one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from lavit.arguments import as_count, as_tuple, batches, in_parts, is_text, text_of
+from lavit.data.documents import Document, DocumentMaker
+from lavit.data.images import as_image
+from lavit.data.order import seed_for
+from lavit.generation import ImagePlan, TextPlan, continuation_likelihood, draw_codes, log_likelihood, write_text
+from lavit.release import GenerationConfig, LanguageConfig, Parts
+from lavit.tokenizers.codes import pad_codes
+from lavit.tokenizers.encoders import to_pixels
+from lavit.tokens import Picture, Tokens
+from lavit.workspace import Workspace
+
+BATCH = 64
+
+
+class Painting(TypedDict, total=False):
+    """How features become pixels; what is left out or None is as the system's configuration says.
+
+    ``guidance`` 1 is none; ``steps`` and ``sampler`` (ddim, dpm, euler) are of denoising; ``size`` is height and width,
+    those of training or one of the configuration's ``decoder.sizes``.
+    """
+
+    guidance: float | None
+    steps: int | None
+    sampler: str | None
+    size: tuple[int, int] | None
+
+
+class System:
+    """The parts of a trained system, which work on ``batch`` images, texts or drawings at a time."""
+
+    def __init__(self, parts: Parts, batch: int = BATCH):
+        self.parts, self.batch = parts, as_count("batch", batch)
+        self.tokenizer, self.model, self.renderer = parts.tokenizer, parts.model, parts.renderer
+        self.text, self.row, self.plans = parts.text, parts.language.row, parts.generation
+        self.maker = DocumentMaker(self.model.vocabulary, self.text, self.row, parts.language.read)
+
+    @classmethod
+    def from_run(cls, work: Workspace, renders: bool = True) -> Self:
+        """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
+        stage, cfg = work.experiment.pretrain, work.experiment.evaluation
+        language = LanguageConfig(stage.row, stage.read, stage.model.port)
+        plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates)
+        renderer = work.renderer() if renders else None
+        parts = Parts(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), language, plans)
+        return cls(parts, batch=cfg.batch)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.head.new.device  # the blocks may be elsewhere
+
+    # ---------------------------------------------------------------------------------------------- from images
+
+    def pixels(self, images: Sequence[Any]) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1] of what :func:`lavit.data.images.as_image` takes."""
+        config = self.tokenizer.config.encoder
+        opened = [as_image(image, f"number {number}") for number, image in enumerate(images)]
+        return torch.stack([to_pixels(image, config.image_size, config.fit) for image in opened])
+
+    def see(self, images: list[Any]) -> list[Picture]:
+        """Images as the language model is shown them; what is one already stays."""
+        found = [image if isinstance(image, Picture) else None for image in images]
+        for part in batches([number for number, picture in enumerate(found) if picture is None], self.batch):
+            for number, picture in zip(part, self.look(self.pixels([images[n] for n in part])), strict=True):
+                found[number] = picture
+        return found
+
+    def opened(self, prompts: list[tuple[Any, ...]]) -> list[tuple[str | Picture, ...]]:
+        """Prompts with their images as pictures."""
+        seen = iter(self.see([part for prompt in prompts for part in prompt if not is_text(part)]))
+        return [tuple(part if is_text(part) else next(seen) for part in prompt) for prompt in prompts]
+
+    @torch.no_grad()
+    def look(self, inputs: Tensor) -> list[Picture]:
+        """Images (B, 3, S, S) in [0, 1], or their standardized features (B, P, D), as pictures."""
+        patches = self.tokenizer.patch_features(inputs.to(self.device))
+        tokens = self.tokenizer.encode_features(patches)
+        words, keep = self.tokenizer.words(tokens).cpu(), tokens.keep.cpu()
+        if not self.model.port.merges:
+            rows = zip(words, tokens.features.cpu(), keep, strict=True)
+            return [Picture(codes[real], features[real]) for codes, features, real in rows]
+        kept = torch.zeros(patches.shape[:2], dtype=torch.bool).scatter_add_(1, tokens.position.cpu(), keep)
+        rows = zip(words, patches.cpu(), kept, keep, strict=True)
+        return [Picture(codes[real], features, its) for codes, features, its, real in rows]
+
+    def encode(self, images: list[Any], count: int | None = None) -> Iterator[Tokens]:
+        """Tokens of images, batch by batch; ``count`` of each, or as many as its content asks for."""
+        for part in batches(images, self.batch):
+            yield self.tokenizer.encode(self.pixels(part).to(self.device), tokens=count)
+
+    # ------------------------------------------------------------------------------------------------- to texts
+
+    def write_texts(self, prompts: list[Document], plan: TextPlan, seeds: list[int]) -> list[str]:
+        """What follows each prompt, as ``plan`` says; a seed for each counts where it draws by lot."""
+        texts: list[str] = []
+        for part, its in zip(batches(prompts, self.batch), batches(seeds, self.batch), strict=True):
+            ids = write_text(self.model, part, self.text.eos_token_id, plan, its)
+            texts += [self.text.decode(row, skip_special_tokens=True).strip() for row in ids]
+        return texts
+
+    def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
+        """(pictures, captions) float32 log-likelihoods of every caption of every picture."""
+        prompts = [self.maker.prompt([picture], "text") for picture in pictures]
+        longest = max(pictures, key=lambda picture: len(picture.codes))
+        ids = [self.maker.image_text(longest, caption)[1].ids for caption in captions]
+        return torch.cat([continuation_likelihood(self.model, part, ids) for part in batches(prompts, self.batch)])
+
+    # ---------------------------------------------------------------------------------------------- to pictures
+
+    def draw_words(self, prompts: list[Any], plan: ImagePlan, seeds: Sequence[int]) -> list[Tensor]:
+        """Visual words (n,) int64 for each prompt, a text or a tuple of texts and pictures."""
+        codes: list[Tensor] = []
+        free = self.maker.prompt([], "image")
+        for part, its in zip(batches(prompts, self.batch), batches(seeds, self.batch), strict=True):
+            opened = self.opened([as_tuple(prompt) for prompt in part])
+            documents = [self.maker.prompt(list(parts), "image") for parts in opened]
+            codes += draw_codes(self.model, documents, free, plan, list(its), self.tokenizer.places)
+        return codes
+
+    def draw_best(self, prompts: list[Any], plan: ImagePlan, candidates: int, seeds: Sequence[int]) -> list[Tensor]:
+        """The drawing of ``candidates`` that the model itself captions best with its text.
+
+        LaVIT's protocol draws four and lets CLIP choose; here the other direction of the same model is the judge. A
+        prompt without text has one candidate.
+        """
+        if candidates == 1:
+            return self.draw_words(prompts, plan, seeds)
+        counts = [candidates if text_of(prompt) else 1 for prompt in prompts]
+        repeated = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        several = [seed_for(seed, i) for seed, count in zip(seeds, counts, strict=True) for i in range(count)]
+        drawn = self.draw_words(repeated, plan, several)
+        seen = [picture for part in batches(drawn, self.batch) for picture in self.look(self.features(part))]
+        documents = [self.maker.image_text(p, text_of(t)) for p, t in zip(seen, repeated, strict=True)]
+        parts = log_likelihood(self.model, documents, self.row).split(counts)
+        return [words[int(part.argmax())] for words, part in zip(in_parts(drawn, counts), parts, strict=True)]
+
+    @torch.no_grad()
+    def features(self, codes: list[Tensor]) -> Tensor:
+        """(B, P, D) float32 reconstructed features of visual words."""
+        padded = [[part.to(self.device) for part in pad_codes(part)] for part in batches(codes, self.batch)]
+        found = [self.tokenizer.decode(self.tokenizer.lookup(*both)) for both in padded]
+        return torch.cat(found) if found else self.no_features()
+
+    def no_features(self) -> Tensor:
+        """(0, P, D) float32."""
+        config = self.tokenizer.config.encoder
+        return torch.empty(0, config.patches, config.width, device=self.device)
+
+    def render(self, features: Tensor, seeds: Sequence[int], **painting: Unpack[Painting]) -> Tensor:
+        """(B, 3, H, W) float32 images in [0, 1], on the CPU, of reconstructed features.
+
+        Raises:
+            ValueError: a system without a pixel decoder, or settings that the decoder does not know.
+        """
+        self.check_painting(painting)
+        rows = zip(batches(features, self.batch), batches(seeds, self.batch), strict=True)
+        images = [self.renderer.render(part, list(its), **painting).cpu() for part, its in rows]
+        height, width = painting.get("size") or (self.renderer.config.image_size,) * 2
+        return torch.cat(images) if images else torch.empty(0, 3, height, width)
+
+    def check_painting(self, painting: Painting) -> None:
+        """Raise ValueError for settings that the decoder does not know, or where there is none."""
+        if strange := sorted(painting.keys() - Painting.__annotations__.keys()):
+            raise TypeError(f"unknown settings of the pixel decoder: {', '.join(strange)}")
+        if self.renderer is None:
+            raise ValueError("this system has no pixel decoder; it cannot make pictures")
+        if painting.get("steps") is not None:
+            as_count("steps", painting["steps"], 1, self.renderer.config.timesteps)
+        guidance = painting.get("guidance")
+        if guidance is not None and not (isinstance(guidance, int | float) and math.isfinite(guidance)):
+            raise ValueError(f"guidance is {guidance}; give a number, 1 for none")
+        self.renderer.check_sampling(painting.get("sampler"), painting.get("size"))
