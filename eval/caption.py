@@ -10,8 +10,9 @@ from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import caption_scores, category_accuracy, category_of, cider_many, label_of
 from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
-from lavit.pipeline import LaVIT, Picture
+from lavit.pipeline import LaVIT
 from lavit.runs import Progress, write_json
+from lavit.tokens import Picture
 from lavit.workspace import Workspace
 
 PRIOR_PICTURES = 64

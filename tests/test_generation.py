@@ -41,7 +41,7 @@ class Numbers:
 
 
 MAKER = DocumentMaker(VOCABULARY, Numbers(), 256)
-FREE = MAKER.draw_prompt(None)
+FREE = MAKER.prompt([], then="image")
 
 
 def made(vocabulary: Vocabulary, seed: int = 7) -> UnifiedLM:
@@ -74,10 +74,10 @@ def picture(n: int, seed: int = 0) -> Picture:
 def text_prompts() -> list[Document]:
     """Eight of unequal length: texts, fed pictures, and both in any order."""
     return [
-        MAKER.caption_prompt(picture(2)),
+        MAKER.prompt([picture(2)], then="text"),
         MAKER.question_prompt(picture(5, 1), "3 4 5"),
         MAKER.prompt(["7 8"], then="text"),
-        MAKER.caption_prompt(picture(1, 2)),
+        MAKER.prompt([picture(1, 2)], then="text"),
         MAKER.prompt([""], then="text"),
         MAKER.prompt(["5", picture(3, 3), "6 7", picture(2, 4)], then="text"),
         MAKER.prompt([picture(7, 5), "9"], then="text"),
@@ -402,7 +402,7 @@ def test_prompts_that_begin_no_image(model):
     with pytest.raises(ValueError, match=r"must end with \[IMG\], id 12"):
         draw(model, prompts=[MAKER.text_only("3")])
     with pytest.raises(ValueError, match="prompt 0 has 3 tokens and up to 62 may follow, which is more than the 64"):
-        draw(model, prompts=[MAKER.draw_prompt("3")], max_tokens=62)
+        draw(model, prompts=[MAKER.prompt(["3"], then="image")], max_tokens=62)
     with pytest.raises(ValueError, match="1 seeds are given for 8 prompts"):
         draw_codes(model, image_prompts(), FREE, DRAW, [1])
 
@@ -477,7 +477,9 @@ def test_greedy_stories_are_greedy_text_and_drawings_by_turns(model, monkeypatch
 
 
 def test_a_prompt_that_ends_with_the_beginning_of_an_image_goes_on_with_it(model):
-    told, other = tell(model, [MAKER.draw_prompt("3 4"), MAKER.prompt([picture(2), ""], then="text")], [5, 6], most=1)
+    told, other = tell(
+        model, [MAKER.prompt(["3 4"], then="image"), MAKER.prompt([picture(2), ""], then="text")], [5, 6], most=1
+    )
     assert not other or other[0].modality == "text" or other[0].ids[0] == VOCABULARY.image_begin
     assert told[0].modality == "image" and VOCABULARY.image_begin not in told[0].ids
     assert told[0].ids[-1] == VOCABULARY.image_end and all(span.modality == "text" for span in told[1:])

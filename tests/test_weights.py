@@ -46,7 +46,9 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="0.bias is missing, .*, bias is unexpected, weight is unexpected"):
         load_weights(model(), path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"w.safetensors cannot be read as weights .*; remove .* and run its stage again"):
+    with pytest.raises(
+        ValueError, match=r"w.safetensors cannot be read as weights .*; remove .* and run its stage again"
+    ):
         load_weights(model(), path)
 
 

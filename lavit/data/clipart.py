@@ -15,8 +15,8 @@ from PIL import Image, ImageChops
 
 from lavit.data.assets import fetch, licence_of
 from lavit.data.clipart_names import CATEGORY_BY_PATH, FOREIGN, LEFT_OUT, RENAMED, RENAMED_FLAGS
-from lavit.data.concepts import concept_of, plain
-from lavit.data.examples import Example, Reading, Skip, safe_key
+from lavit.data.concepts import plain
+from lavit.data.examples import Example, Reading, Skip, named_drawing
 from lavit.data.images import ImageError, open_image
 
 _MOST_PIXELS = 4_000_000
@@ -91,7 +91,8 @@ def join_clipart(folder: Path) -> tuple[list[Example], list[Skip]]:
             skips.append(Skip(name, f"one more '{label}' in a folder with {_MOST_ALIKE}"))
         else:
             alike[place] += 1
-            examples.append(_example(file, path, title, category, label))
+            read = partial(read_drawing, file)
+            examples.append(named_drawing("clipart", path, category, label, read, title=title))
     return examples, skips
 
 
@@ -153,20 +154,3 @@ def _size(file: Path) -> tuple[int, int]:
     """Width and height in a PNG's header; Pillow refuses to open the largest."""
     with file.open("rb") as stream:
         return struct.unpack(">16xII", stream.read(24))
-
-
-def _example(file: Path, path: str, title: str, category: str, label: str) -> Example:
-    meta = {
-        "source": "clipart",
-        "licence": licence_of("clipart")["licence"],
-        "language": "en",
-        "tags": path.split("/")[:-1],
-        "group": path.rpartition("/")[0],
-        "category": category,
-        "concept": concept_of(label),
-        "style": "clipart",
-        "title": title,
-    }
-    return Example(
-        safe_key(f"clipart-{path.replace('/', '-')}"), partial(read_drawing, file), f"{category}: {label}", meta
-    )

@@ -104,17 +104,9 @@ class DocumentMaker:
             document.append(Span("image", torch.tensor([self.vocabulary.image_begin])))
         return [span._replace(learn=Learn.NONE) for span in document]
 
-    def caption_prompt(self, picture: Picture) -> Document:
-        """``[IMG] features [/IMG]``."""
-        return self.prompt([picture], then="text")
-
     def question_prompt(self, picture: Picture, question: str) -> Document:
         """``[IMG] features [/IMG] Question: … Answer:``."""
         return self.prompt([picture, question_text(question)], then="text")
-
-    def draw_prompt(self, caption: str | None) -> Document:
-        """``<s> caption [IMG]``, or ``[IMG]`` alone for the unconditional case."""
-        return self.prompt([] if caption is None else [caption], then="image")
 
     def _fit(self, document: Document) -> Document:
         """The document with the end of its longest text cut off if it is longer than a row."""

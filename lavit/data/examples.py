@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lavit.data.assets import licence_of
+from lavit.data.concepts import concept_of
+
 _LONGEST_KEY = 88  # bytes; a plain tar header holds 100, and the suffix and a number go behind the key
 
 
@@ -45,6 +48,24 @@ class Reading(NamedTuple):
     examples: list[Example]
     skips: list[Skip]
     licences: dict[str, dict[str, str]]
+
+
+def named_drawing(
+    source: str, path: str, category: str, label: str, read: Callable[[], bytes], **about: str
+) -> Example:
+    """A drawing of one thing in a packaged collection; ``path`` is its place there, ``about`` goes into its meta."""
+    meta = {
+        "source": source,
+        "licence": licence_of(source)["licence"],
+        "language": "en",
+        "tags": path.split("/")[:-1],
+        "group": path.rpartition("/")[0],
+        "category": category,
+        "concept": concept_of(label),
+        "style": source,
+        **about,
+    }
+    return Example(safe_key(f"{source}-{path.replace('/', '-')}"), read, f"{category}: {label}", meta)
 
 
 def safe_key(text: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lavit.data.assets import fetch, licence_of
-from lavit.data.concepts import concept_of, plain
-from lavit.data.examples import Example, Reading, Skip
+from lavit.data.concepts import plain
+from lavit.data.examples import Example, Reading, Skip, named_drawing
 
 # The class word of a stamp by the beginning of its path; the longest that fits counts. It follows the emoji's groups:
 # plants are with the animals, sky, weather, vehicles and buildings are travel, money and instruments are objects.
@@ -92,7 +92,8 @@ def join_stamps(folder: Path, source: StampSource) -> tuple[list[Example], list[
         elif not label or len(label.split()) > _LONGEST_NAME:
             skips.append(Skip(name, f"its sentence names no single thing: {sentence}"))
         else:
-            examples.append(_example(file, path, sentence, label))
+            about = {"category": category_of(path), "label": label, "sentence": sentence}
+            examples.append(named_drawing("stamps", path, read=file.read_bytes, **about))
     return examples, skips
 
 
@@ -110,19 +111,3 @@ def category_of(path: str) -> str:
     """The class word of a stamp by its path in the collection."""
     fits = [beginning for beginning in CATEGORY_BY_PATH if path.startswith(beginning)]
     return CATEGORY_BY_PATH[max(fits, key=len)] if fits else "objects"
-
-
-def _example(file: Path, path: str, sentence: str, label: str) -> Example:
-    category = category_of(path)
-    meta = {
-        "source": "stamps",
-        "licence": licence_of("stamps")["licence"],
-        "language": "en",
-        "tags": path.split("/")[:-1],
-        "group": path.rpartition("/")[0],
-        "category": category,
-        "concept": concept_of(label),
-        "style": "stamps",
-        "sentence": sentence,
-    }
-    return Example(f"stamps-{path.replace('/', '-')}", file.read_bytes, f"{category}: {label}", meta)

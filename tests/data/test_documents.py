@@ -107,22 +107,22 @@ def test_question_answer_learns_the_answer_alone(maker):
 
 
 def test_prompts_are_documents_that_end_where_the_model_goes_on(maker):
-    assert flat(maker.caption_prompt(SEEN)) == [10, 15, 12, 11]
-    assert places(maker.caption_prompt(SEEN)) == [1, 2]
+    assert flat(maker.prompt([SEEN], then="text")) == [10, 15, 12, 11]
+    assert places(maker.prompt([SEEN], then="text")) == [1, 2]
     assert flat(maker.question_prompt(SEEN, "what sits")) == [10, 15, 12, 11, 4, 5, 7, 6]
-    assert flat(maker.draw_prompt("a cat")) == [0, 2, 3, 10]
-    assert flat(maker.draw_prompt(None)) == [10]
+    assert flat(maker.prompt(["a cat"], then="image")) == [0, 2, 3, 10]
+    assert flat(maker.prompt([], then="image")) == [10]
 
 
 @pytest.mark.parametrize("kind", ["image_text", "question_answer", "text_image"])
 def test_prompts_are_how_training_documents_begin(maker, kind):
     prompt, document = {
-        "image_text": (maker.caption_prompt(SEEN), maker.image_text(SEEN, "a")),
+        "image_text": (maker.prompt([SEEN], then="text"), maker.image_text(SEEN, "a")),
         "question_answer": (
             maker.question_prompt(SEEN, "what"),
             maker.question_answer(SEEN, "what", "a"),
         ),
-        "text_image": (maker.draw_prompt("a"), maker.text_image("a", CODES)),
+        "text_image": (maker.prompt(["a"], then="image"), maker.text_image("a", CODES)),
     }[kind]
     assert flat(prompt) == flat(document)[: len(flat(prompt))]
     assert places(prompt) == places(document)
@@ -172,7 +172,7 @@ def test_an_interleaved_document_ends_before_the_picture_that_does_not_fit():
 
 def test_an_image_may_be_read_as_ids():
     maker = DocumentMaker(VOCABULARY, Words(), 64, read="ids")
-    for document in (maker.image_text(SEEN, "a"), maker.caption_prompt(SEEN)):
+    for document in (maker.image_text(SEEN, "a"), maker.prompt([SEEN], then="text")):
         assert document[0].feed == Feed.IDS and document[0].learn == Learn.NONE and document[0].features is None
         assert document[0].ids.tolist() == [10, 15, 12, 11]
 
@@ -182,7 +182,9 @@ def test_a_picture_that_is_not_to_be_seen_leaves_the_beginning_of_a_text():
     document = maker.question_answer(SEEN, "what sits", "a cat")
     assert flat(document) == [0, 4, 5, 7, 6, 2, 3, 1] and not places(document)
     assert labels(document) == [-100, -100, -100, -100, 2, 3, 1, -100]
-    assert flat(maker.question_prompt(SEEN, "what sits")) == [0, 4, 5, 7, 6] and flat(maker.caption_prompt(SEEN)) == [0]
+    assert flat(maker.question_prompt(SEEN, "what sits")) == [0, 4, 5, 7, 6] and flat(
+        maker.prompt([SEEN], then="text")
+    ) == [0]
     assert flat(maker.text_image("a", CODES)) == [0, 2, 10, 15, 12, 11], "what is drawn stays"
 
 

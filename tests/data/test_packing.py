@@ -154,7 +154,7 @@ def test_micro_batches_share_one_total():
 def test_patches_of_several_pictures_are_stacked_in_the_order_of_their_places():
     keep = torch.tensor([[True, False, True], [False, False, True]])
     shown = [Picture(torch.arange(int(k.sum())), torch.full((3, 2), float(n)), k) for n, k in enumerate(keep)]
-    made = [MAKER.caption_prompt(picture) for picture in shown]
+    made = [MAKER.prompt([picture], then="text") for picture in shown]
     slots = pack(made, rows=[[1, 0]]).slots["image"]
     assert slots.index.tolist() == [1, 4, 5]
     assert torch.equal(slots.features, torch.stack([shown[1].features, shown[0].features]))
