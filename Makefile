@@ -85,7 +85,7 @@ bench: setup
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt -c requirements.txt
 	@$(RUN) -m eval.bench $(ARGS)
 
-release: setup
+release: demo
 	@$(RUN) -m eval.export $(OUT) $(CONFIG) $(ARGS)
 
 report: setup

@@ -14,6 +14,7 @@ from lavit.runs import read_json
 from lavit.workspace import Workspace
 
 STORED = "float16"
+OWN = {"package": "files of your own", "licence": "their own, which the release must keep to"}
 SHARD = "14MB"  # a file that version control and mirrors still take
 
 
@@ -47,7 +48,8 @@ def model_card(
 ) -> str:
     """The text of README.md: what it is, what it was trained on, its figures beside their baselines, its limits."""
     sources = {name: about for index in indices for name, about in index["licences"].items()}
-    data, weights = licence_rows(sources), licence_rows(weights_of(experiment))
+    data = licence_rows(sources | texts_of(experiment))
+    weights = licence_rows(weights_of(experiment)) or ["| none, all is from random numbers | | | |"]
     figures = [
         f"| {group} | {row.title}{f' ({row.note})' if row.note else ''} | {row.value} | "
         f"{', '.join(f'{mark.words} {mark.value}' for mark in row.marks)} |"
@@ -107,7 +109,7 @@ Measured on the {tests} split, whose concepts were not trained on; docs/results.
 ## Limits
 
 {e.card.limits} Its pictures are {e.decoder.model.image_size} pixels wide. It repeats what its sources hold, stereotypes
-included, and has no filter: `LaVIT(parts, policy=…)` takes one.
+included, and has no filter: `LaVIT.from_pretrained(…, policy=…)` takes one.
 
 ## Made by
 
@@ -124,9 +126,18 @@ def licence_rows(sources: dict[str, dict[str, str]]) -> list[str]:
     ]
 
 
+def texts_of(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """What the language model read besides pictures."""
+    text = experiment.data.text
+    if text is None:
+        return {}
+    return {name: licence_of(name) for name in text.assets} | {
+        Path(path).name: OWN | {"what": "text"} for path in text.paths
+    }
+
+
 def weights_of(experiment: Experiment) -> dict[str, dict[str, str]]:
     """Where the weights came from that no stage of the run made from nothing, by the part that holds them."""
-    own = {"package": "a file of your own", "licence": "its own, which the release must keep to"}
     llm, decoder = experiment.pretrain.model.llm, experiment.decoder.model
     parts: dict[str, tuple[str | None, Any]] = {
         "encoder": (experiment.tokenizer.model.encoder.weights.asset, experiment.tokenizer.model.encoder.weights.file),
@@ -136,7 +147,7 @@ def weights_of(experiment: Experiment) -> dict[str, dict[str, str]]:
         "VAE": (None, decoder.latents.vae and decoder.latents.vae.folder),
     }
     return {
-        part: licence_of(asset) if asset else own | {"what": Path(place).name}
+        part: licence_of(asset) if asset else OWN | {"what": Path(place).name}
         for part, (asset, place) in parts.items()
         if asset or place
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -46,6 +47,17 @@ def as_count(name: str, value: Any, least: int = 1, most: int | None = None) -> 
     return number
 
 
+def as_number(name: str, value: Any) -> float:
+    """A finite number of a user's; raises ValueError for anything else."""
+    try:
+        number = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value}; give a number")
+    return number
+
+
 def as_seeds(seed: Any, count: int) -> list[int]:
     """``count`` seeds of one, or of a sequence of just so many.
 
@@ -81,7 +93,7 @@ def as_drawing_prompts(texts: Any, images: Any) -> tuple[list[tuple[Any, ...]], 
         ValueError: texts and images that are not for each other, or a prompt with nothing in it.
     """
     several, alone = as_list(texts)
-    if not alone and images is not None and not isinstance(images, list | tuple):
+    if not alone and images is not None and not (_is_plain(images) or getattr(images, "ndim", 0) == 4):
         raise ValueError("images is a single one beside a list of texts; give a list with one entry (or None) a text")
     shown = [images] if alone else [None] * len(several) if images is None else list(images)
     if len(shown) != len(several):
@@ -99,9 +111,13 @@ def as_drawing_prompts(texts: Any, images: Any) -> tuple[list[tuple[Any, ...]], 
     return prompts, alone
 
 
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, list | tuple) and not isinstance(value, Picture)
+
+
 def as_tuple(prompt: Any) -> tuple[Any, ...]:
     """The parts of a prompt, which may be a single text or picture."""
-    return prompt if isinstance(prompt, tuple) and not isinstance(prompt, Picture) else (prompt,)
+    return prompt if isinstance(prompt, tuple) and _is_plain(prompt) else (prompt,)
 
 
 def is_text(part: Any) -> bool:

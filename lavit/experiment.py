@@ -146,7 +146,7 @@ class CardConfig:
 
     text: str = "a red apple"
     about: str = "Text that is written like the captions that it was trained on is drawn best."
-    limits: str = "It knows what pictures like those that it was trained on show, and of little else."
+    limits: str = "It knows what pictures like those that it was trained on show, and little else."
 
 
 @dataclass
@@ -258,10 +258,12 @@ def check(experiment: Experiment) -> None:
         )
     if e.pretrain.text.words and e.pretrain.model.llm.scratch is None:
         raise ValueError("pretrain.text.words is for a language model from scratch; set pretrain.model.llm.scratch")
-    if min(e.evaluation.candidates, e.evaluation.batch) < 1 or e.evaluation.curve < 0:
+    if e.evaluation.candidates < 1 or e.evaluation.curve < 0:
         raise ValueError(
             f"evaluation: candidates {e.evaluation.candidates} must be at least 1 and curve {e.evaluation.curve} 0"
         )
+    if e.evaluation.batch < 1:
+        raise ValueError(f"evaluation.batch is {e.evaluation.batch}; it must be at least 1")
     if e.decoder != DecoderStage():  # a file that is about a tokenizer alone may leave the decoder out
         check_diffusion(e.decoder.model, patches)
     check_autoencoder(e.autoencoder.model)

@@ -39,6 +39,9 @@ from lavit.system import BATCH, Painting, System
 CARD = "# A LaVIT system\n\nOpen it with `LaVIT.from_pretrained(FOLDER)`.\n"
 
 
+Policy = Callable[[Image.Image, str], str]
+
+
 class VisualTokens(NamedTuple):
     """A picture's tokens, in raster order.
 
@@ -72,7 +75,7 @@ class LaVIT(System):
     drawn from ("" without one), and says why it must not ("" if it may). What it refuses raises :class:`Refused`.
     """
 
-    def __init__(self, parts: Parts, policy: Callable[[Image.Image, str], str] | None = None, batch: int = BATCH):
+    def __init__(self, parts: Parts, policy: Policy | None = None, batch: int = BATCH):
         super().__init__(parts, batch)
         self.policy = policy
 
@@ -86,6 +89,7 @@ class LaVIT(System):
         offload: bool = False,
         verify: bool = True,
         batch: int = BATCH,
+        policy: Policy | None = None,
     ) -> LaVIT:
         """The system of a release folder.
 
@@ -98,14 +102,15 @@ class LaVIT(System):
             offload: keep the language model's blocks in the CPU's memory and move each layer to the GPU in its turn.
             verify: compare every file with the digest that the release has of it.
             batch: the most images, texts or drawings at a time; fewer need less memory.
+            policy: see the class.
 
         Raises:
             ValueError: no release there, files that are missing or altered (named), an unknown dtype, or a device that
                 is not there.
         """
-        device = as_device(device)
+        device, batch = as_device(device), as_count("batch", batch)
         dtype = as_dtype(dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32))
-        return cls(read_release(chosen_folder(folder), verify, device, dtype, bits, offload), batch=batch)
+        return cls(read_release(chosen_folder(folder), verify, device, dtype, bits, offload), policy, batch)
 
     def save_pretrained(
         self, folder: str | Path, dtype: torch.dtype | str | None = None, card: str = "", shard: str = SHARD
@@ -125,8 +130,9 @@ class LaVIT(System):
     def caption(self, images: Any, plan: TextPlan | None = None, seed: int | Sequence[int] = 0) -> Any:
         """What is in an image, as text; a list for a list. The ``seed`` counts where the plan draws words by lot."""
         several, alone = as_list(images)
+        seeds = as_seeds(seed, len(several))
         prompts = [self.maker.prompt([picture], "text") for picture in self.see(several)]
-        return like_given(self.write_texts(prompts, plan or self.plans.caption, as_seeds(seed, len(prompts))), alone)
+        return like_given(self.write_texts(prompts, plan or self.plans.caption, seeds), alone)
 
     def answer(
         self,
@@ -146,9 +152,10 @@ class LaVIT(System):
             raise ValueError(f"{len(several)} images and {len(asked)} questions; give one question an image")
         if not all(question.strip() for question in asked):
             raise ValueError("a question is empty; ask something")
+        seeds = as_seeds(seed, len(several))
         pairs = zip(self.see(several), asked, strict=True)
         prompts = [self.maker.question_prompt(picture, question) for picture, question in pairs]
-        return like_given(self.write_texts(prompts, plan or self.plans.answer, as_seeds(seed, len(prompts))), alone)
+        return like_given(self.write_texts(prompts, plan or self.plans.answer, seeds), alone)
 
     def draw(
         self,
@@ -203,7 +210,9 @@ class LaVIT(System):
         """
         self.check_painting(painting)
         pictures = as_count("pictures", pictures)
-        (named, _), (seed,) = as_drawing_prompts(prompt, None), as_seeds(seed, 1)
+        (named, alone), (seed,) = as_drawing_prompts(prompt, None), as_seeds(seed, 1)
+        if not alone:
+            raise ValueError("prompt is a list; write goes on with one, a text or a tuple of texts and images")
         (parts,) = self.opened(named)
         start, free = self.maker.prompt(list(parts), "text"), self.maker.prompt([], "image")
         end, places = self.text.eos_token_id, self.tokenizer.places

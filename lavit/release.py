@@ -96,13 +96,16 @@ def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | No
         parts: what is written.
         card: text of README.md.
         dtype: of matrices on disk; vectors, such as norms and biases, stay as they are. By default all stays.
-        shard: the largest a file of weights may be, unless one tensor alone is larger.
+        shard: the largest a file of weights may be, but for what stands beside the U-Net and for tensors that alone
+            are larger.
 
     Raises:
         ValueError: the folder holds something, or cannot be written (a full disk, no permission).
     """
     require_free(folder)
-    folder = folder.absolute()  # "." has no name to make a draft's of
+    folder = folder.absolute()
+    if folder.resolve() == Path.cwd():
+        raise ValueError(f"{folder} is the folder that you are in; name another one, which may be new")
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         draft.mkdir(parents=True)
@@ -176,7 +179,9 @@ def chosen_folder(named: str | Path | None = None) -> Path:
     """
     chosen = named or os.environ.get("LAVIT_MODEL")
     if not chosen and not RELEASED.is_dir():
-        raise ValueError("no system comes with this lavit; give the folder of a release as --model or in $LAVIT_MODEL")
+        raise ValueError(
+            "no system comes with this lavit; name the folder of a release (--model), or set $LAVIT_MODEL to it"
+        )
     return Path(chosen or RELEASED)
 
 
@@ -205,6 +210,8 @@ def read_config(folder: Path, verify: bool = True) -> ReleaseConfig:
 
 def describe(folder: Path) -> dict[str, Any]:
     """What a release is, in plain values, without opening its models; its files are checked.
+
+    ``parameters`` are all numbers that it stores, averages and statistics too.
 
     Raises:
         ValueError: see :func:`read_config`.
@@ -301,6 +308,6 @@ def _filled(
         for name, value in read_tensors(file).items():
             state[name] = value.to(dtype) if value.is_floating_point() else value
     for name, other in (twins, twins[::-1]) if twins else ():
-        if name not in state:
+        if name not in state and other in state:
             state[name] = state[other]
     return fill(module, state, folder, assign=True)

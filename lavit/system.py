@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
-from lavit.arguments import as_count, as_tuple, batches, in_parts, is_text, text_of
+from lavit.arguments import as_count, as_number, as_tuple, batches, in_parts, is_text, text_of
 from lavit.data.documents import Document, DocumentMaker
 from lavit.data.images import as_image
 from lavit.data.order import seed_for
@@ -64,17 +63,20 @@ class System:
 
     # ---------------------------------------------------------------------------------------------- from images
 
-    def pixels(self, images: Sequence[Any]) -> Tensor:
-        """(B, 3, S, S) float32 in [0, 1] of what :func:`lavit.data.images.as_image` takes."""
+    def pixels(self, images: Sequence[Any], numbers: Sequence[int]) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1] of what :func:`lavit.data.images.as_image` takes.
+
+        ``numbers`` are what images that are no files are called in an error.
+        """
         config = self.tokenizer.config.encoder
-        opened = [as_image(image, f"number {number}") for number, image in enumerate(images)]
+        opened = [as_image(image, f"number {number}") for image, number in zip(images, numbers, strict=True)]
         return torch.stack([to_pixels(image, config.image_size, config.fit) for image in opened])
 
     def see(self, images: list[Any]) -> list[Picture]:
         """Images as the language model is shown them; what is one already stays."""
         found = [image if isinstance(image, Picture) else None for image in images]
         for part in batches([number for number, picture in enumerate(found) if picture is None], self.batch):
-            for number, picture in zip(part, self.look(self.pixels([images[n] for n in part])), strict=True):
+            for number, picture in zip(part, self.look(self.pixels([images[n] for n in part], part)), strict=True):
                 found[number] = picture
         return found
 
@@ -98,8 +100,9 @@ class System:
 
     def encode(self, images: list[Any], count: int | None = None) -> Iterator[Tokens]:
         """Tokens of images, batch by batch; ``count`` of each, or as many as its content asks for."""
-        for part in batches(images, self.batch):
-            yield self.tokenizer.encode(self.pixels(part).to(self.device), tokens=count)
+        for part in batches(range(len(images)), self.batch):
+            pixels = self.pixels([images[n] for n in part], part)
+            yield self.tokenizer.encode(pixels.to(self.device), tokens=count)
 
     # ------------------------------------------------------------------------------------------------- to texts
 
@@ -163,23 +166,30 @@ class System:
         """(B, 3, H, W) float32 images in [0, 1], on the CPU, of reconstructed features.
 
         Raises:
-            ValueError: a system without a pixel decoder, or settings that the decoder does not know.
+            ValueError, TypeError: see :meth:`check_painting`.
         """
-        self.check_painting(painting)
+        painting = self.check_painting(painting)
         rows = zip(batches(features, self.batch), batches(seeds, self.batch), strict=True)
         images = [self.renderer.render(part, list(its), **painting).cpu() for part, its in rows]
-        height, width = painting.get("size") or (self.renderer.config.image_size,) * 2
-        return torch.cat(images) if images else torch.empty(0, 3, height, width)
+        return torch.cat(images) if images else torch.empty(0, 3, *painting["size"])
 
-    def check_painting(self, painting: Painting) -> None:
-        """Raise ValueError for settings that the decoder does not know, or where there is none."""
+    def check_painting(self, painting: Painting) -> Painting:
+        """The settings of the pixel decoder in plain numbers; its own for those that are not given.
+
+        Raises:
+            ValueError: values that it does not know, or a system without one.
+            TypeError: a setting of another name.
+        """
         if strange := sorted(painting.keys() - Painting.__annotations__.keys()):
             raise TypeError(f"unknown settings of the pixel decoder: {', '.join(strange)}")
         if self.renderer is None:
             raise ValueError("this system has no pixel decoder; it cannot make pictures")
-        if painting.get("steps") is not None:
-            as_count("steps", painting["steps"], 1, self.renderer.config.timesteps)
-        guidance = painting.get("guidance")
-        if guidance is not None and not (isinstance(guidance, int | float) and math.isfinite(guidance)):
-            raise ValueError(f"guidance is {guidance}; give a number, 1 for none")
-        self.renderer.check_sampling(painting.get("sampler"), painting.get("size"))
+        config = self.renderer.config
+        given = {name: value for name, value in painting.items() if value is not None}
+        sampler, size = self.renderer.check_sampling(given.get("sampler"), given.get("size"))
+        return {
+            "guidance": as_number("guidance", given.get("guidance", config.guidance)),
+            "steps": as_count("steps", given.get("steps", config.sampling_steps), 1, config.timesteps),
+            "sampler": sampler,
+            "size": size,
+        }

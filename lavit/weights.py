@@ -60,12 +60,14 @@ def read_tensors(path: Path, remedy: str = "get it again") -> dict[str, Tensor]:
     """The tensors of a file.
 
     Raises:
-        ValueError: one that is missing or broken, with the ``remedy``.
+        ValueError: one that cannot be opened, or is broken, with the ``remedy``.
     """
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path} cannot be read as weights ({error}); {remedy}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened: {error.strerror or error}") from None
 
 
 def fill(

@@ -212,7 +212,7 @@ def test_a_mistake_is_one_line_and_2(work, capsys, arguments, said):
 def test_no_release_comes_with_the_package(work, capsys, monkeypatch):
     monkeypatch.delenv("LAVIT_MODEL")
     monkeypatch.setattr("lavit.release.RELEASED", work / "released")
-    assert "--model or in $LAVIT_MODEL" in run(capsys, "caption", "a.png", code=2)
+    assert "(--model), or set $LAVIT_MODEL" in run(capsys, "caption", "a.png", code=2)
 
 
 def test_what_a_policy_keeps_back_is_1(system, work, capsys, monkeypatch):

@@ -119,6 +119,25 @@ def test_what_is_no_seed_is_said(system, seed):
         system.draw("a cat", seed=seed)
 
 
+def test_numbers_may_be_those_of_numpy_and_torch(system, images):
+    plain = system.reconstruct(images[0], guidance=2.0, steps=2, size=(16, 16))
+    for guidance, steps in ((np.float32(2), np.int64(2)), (torch.tensor(2.0), torch.tensor(2))):
+        assert same(system.reconstruct(images[0], guidance=guidance, steps=steps, size=np.array([16, 16])), plain)
+
+
+def test_images_beside_a_list_of_texts_may_be_one_array_of_them(system, images):
+    pixels = np.stack([np.asarray(image) for image in images[:2]])
+    each = system.draw(TEXTS[:2], images=list(images[:2]), seed=1)
+    assert all(same(a, b) for a, b in zip(system.draw(TEXTS[:2], images=pixels, seed=1), each, strict=True))
+
+
+def test_a_broken_image_is_called_by_its_place_in_the_list(system, images, monkeypatch):
+    monkeypatch.setattr(system, "batch", 2)
+    for call in (system.caption, system.tokens):
+        with pytest.raises(ImageError, match="image 'number 4' has floats outside"):
+            call([*images[:4], np.full((4, 4, 3), 7.0)])
+
+
 def test_lists_of_nothing_give_nothing(system):
     assert system.draw([]) == system.caption([]) == system.tokens([]) == system.reconstruct([]) == []
     assert system.answer([], []) == []
@@ -201,6 +220,14 @@ def test_what_does_not_go_together_is_said(system, images):
         system.draw("a cat", steps=2.5)
     with pytest.raises(ValueError, match="batch is 0"):
         LaVIT(system.parts, batch=0)
+    with pytest.raises(ValueError, match="prompt is a list; write goes on with one"):
+        system.write(["a cat", "a hat"])
+    for wrong in (16, (16.0, 16.0), "16", (16, None)):
+        with pytest.raises(ValueError, match="size is .*; give two whole numbers, height and width"):
+            system.draw("a cat", size=wrong)
+    for wrong in ("2", True, (1, 2)):
+        with pytest.raises(ValueError, match="guidance is .*; give a number"):
+            system.reconstruct(images[0], guidance=wrong)
     with pytest.raises(ValueError, match="guidance is nan"):
         system.draw("a cat", guidance=float("nan"))
     with pytest.raises(ValueError, match="temperature is inf"):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lavit.layers.lora import LoRAConfig
 from lavit.model import LLMConfig, ModelConfig, ScratchConfig, UnifiedLM
-from lavit.pipeline import LaVIT
+from lavit.pipeline import LaVIT, Refused
 from lavit.release import LanguageConfig, read_config, write_release
 from lavit.tokenizers.merger import Merger
 from lavit.vocabulary import Vocabulary
@@ -70,6 +70,22 @@ def test_half_precision_halves_matrices_and_keeps_vectors(system, tmp_path):
     assert isinstance(half.caption(PICTURE), str) and half.draw("a cat").size == (16, 16)
     with pytest.raises(ValueError, match="float8"):
         LaVIT.from_pretrained(tmp_path / "half", "cpu", "float8")
+
+
+def test_the_folder_that_one_is_in_is_not_replaced(system, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="is the folder that you are in; name another"):
+        system.save_pretrained(".")
+    assert tmp_path.is_dir() and not any(tmp_path.iterdir())
+
+
+def test_a_batch_and_a_policy_are_chosen_when_it_is_opened(folder):
+    careful = LaVIT.from_pretrained(folder, "cpu", batch=3, policy=lambda image, text: "no")
+    assert careful.batch == 3
+    with pytest.raises(Refused, match="'a cat' is kept back: no"):
+        careful.draw("a cat")
+    with pytest.raises(ValueError, match="batch is 0; give a whole number"):
+        LaVIT.from_pretrained(folder / "gone", "cpu", batch=0)
 
 
 def test_weights_are_stored_in_parts(system, tmp_path):

@@ -92,9 +92,9 @@ def test_a_system_that_only_writes_has_no_drawings(system, picture):
 
 def test_a_visitors_words_are_no_html():
     drawn = views.Drawn('"><script>alert(1)</script>', 3, "data:,", False)
-    html = views.past_html([drawn, drawn._replace(prompt="a cat")])
+    html = views.figures_html([drawn, drawn._replace(prompt="a cat past a house")], past=True)
     assert "<script" not in html and html.count("&lt;script&gt;") == 2 and "seed 3" in html and "a cat" in html
-    assert views.past_html([]) == ""
+    assert views.figures_html([]) == ""
 
 
 # -------------------------------------------------------------------------------------------------------- what is not

@@ -7,6 +7,7 @@ models work on folded pixels, start from a linear draft and predict the clean im
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from lavit.renderers.conditioning import ConditioningConfig, SDConfig, new_conditioning
 from lavit.renderers.latents import FoldedConfig, Latents, LatentsConfig
-from lavit.renderers.sampling import Process, denoise, initial_noise, new_sampler, samplers_of
+from lavit.renderers.sampling import Process, check_sampler, denoise, initial_noise, new_sampler
 from lavit.renderers.unet import UNetConfig, check_unet, new_unet, open_unet, unet_options
 
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -85,9 +86,7 @@ def check_diffusion(config: DiffusionConfig, patches: int, key: str = "decoder.m
             f"{key}.min_snr is {config.min_snr} with prediction {config.prediction}: it must be above 0, and the flow "
             "has no such weights; set it to null"
         )
-    if config.sampler not in samplers_of(config.prediction):
-        allowed = " or ".join(samplers_of(config.prediction))
-        raise ValueError(f"{key}.sampler '{config.sampler}' does not go with {config.prediction}; choose {allowed}")
+    check_sampler(config.prediction, config.sampler, f"{key}.")
     check_unet(config.unet, f"{key}.unet")
     sdxl = config.conditioning.sdxl
     if sdxl is not None and sdxl.widths[-1] % sdxl.heads:
@@ -215,17 +214,24 @@ class DiffusionRenderer(nn.Module):
         """The linear picture (B, 3, S, S) in [0, 1]."""
         return self.latents.decode(self.draft(features))
 
-    def check_sampling(self, sampler: str | None = None, size: tuple[int, int] | None = None) -> None:
-        """Raise ValueError for a sampler or a size (height, width) that this configuration does not have."""
+    def check_sampling(self, sampler: str | None, size: tuple[int, int] | None) -> tuple[str, tuple[int, int]]:
+        """The sampler, and height and width of images; those of the configuration for None.
+
+        Raises:
+            ValueError: one that this configuration does not have.
+        """
         config = self.config
-        known = samplers_of(config.prediction)
-        if sampler is not None and sampler not in known:
-            raise ValueError(f"sampler '{sampler}' does not go with {config.prediction}; choose {' or '.join(known)}")
+        sampler = sampler or config.sampler
+        check_sampler(config.prediction, sampler)
         allowed = [(config.image_size, config.image_size), *known_sizes(config)]
-        if size is not None and tuple(size) not in allowed:
-            told = ", ".join(f"{height} × {width}" for height, width in dict.fromkeys(allowed))
-            wanted = " × ".join(map(str, size))
+        try:
+            found = allowed[0] if size is None else tuple(operator.index(side) for side in size)
+        except TypeError:
+            raise ValueError(f"size is {size}; give two whole numbers, height and width") from None
+        if found not in allowed:
+            told, wanted = ", ".join(f"{h} × {w}" for h, w in dict.fromkeys(allowed)), " × ".join(map(str, found))
             raise ValueError(f"no images of {wanted}; decoder.model allows {told} (height × width)")
+        return sampler, found
 
     @torch.no_grad()
     def render(
@@ -252,15 +258,14 @@ class DiffusionRenderer(nn.Module):
             ValueError: seeds that are not one a picture, or a size or sampler that there is not.
         """
         config = self.config
-        self.check_sampling(sampler, size)
-        size = (config.image_size, config.image_size) if size is None else tuple(size)
+        sampler, size = self.check_sampling(sampler, size)
         if len(seeds) != len(features):
             raise ValueError(f"{len(seeds)} seeds for {len(features)} pictures; give one a picture")
         features = features.to(self.device)
         factor = config.latents.factor
         noise = initial_noise(seeds, (config.latents.channels, size[0] // factor, size[1] // factor)).to(self.device)
         predict = lambda x, time, rows, drop: self.predict(x, time, features[rows], drop, size)[0]  # noqa: E731
-        scheduler = new_sampler(config.process, sampler or config.sampler)
+        scheduler = new_sampler(config.process, sampler)
         scale = config.guidance if guidance is None else guidance
         return self.latents.decode(denoise(predict, noise, scheduler, steps or config.sampling_steps, scale))
 

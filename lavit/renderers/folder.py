@@ -28,8 +28,9 @@ def save_diffusers(
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("unet", renderer.unet), ("vae", renderer.latents.vae)):
         if part is not None:
+            plain = {key: value for key, value in part.config.items() if key != "_name_or_path"}  # somebody's disk
             with init_empty_weights():
-                kept = type(part).from_config(part.config)
+                kept = type(part).from_config(plain)
             kept.load_state_dict({k: stored(v.cpu(), dtype) for k, v in part.state_dict().items()}, assign=True)
             kept.save_pretrained(folder / name, safe_serialization=True, max_shard_size=shard)
     new_sampler(renderer.config.process, renderer.config.sampler).save_pretrained(folder / "scheduler")

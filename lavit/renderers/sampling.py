@@ -42,15 +42,20 @@ def samplers_of(prediction: str) -> tuple[str, ...]:
     return ("euler", "dpm") if prediction == FLOW else ("ddim", "dpm")
 
 
+def check_sampler(prediction: str, name: str, key: str = "") -> None:
+    """Raise ValueError unless the sampler, a setting below ``key``, goes with what is predicted."""
+    if name not in samplers_of(prediction):
+        allowed = " or ".join(samplers_of(prediction))
+        raise ValueError(f"{key}sampler '{name}' does not go with {prediction}; choose {allowed}")
+
+
 def new_sampler(process: Process, name: str) -> Any:
     """diffusers' scheduler of a process.
 
     Raises:
         ValueError: the sampler does not go with what is predicted.
     """
-    if name not in samplers_of(process.prediction):
-        allowed = " or ".join(samplers_of(process.prediction))
-        raise ValueError(f"sampler '{name}' does not go with {process.prediction}; choose {allowed}")
+    check_sampler(process.prediction, name)
     predicted = {"prediction_type": process.prediction}
     if name == "euler":
         return FlowMatchEulerDiscreteScheduler(process.timesteps)

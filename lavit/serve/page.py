@@ -28,10 +28,10 @@ from lavit.serve.views import (
     ask,
     counted,
     draw,
+    figures_html,
     is_small,
     look,
     opened,
-    past_html,
     seen_html,
 )
 
@@ -155,7 +155,7 @@ def _draw_tab(system: LaVIT) -> None:
         )
         drawings = [drawn, *drawings][:KEPT]
         # The next drawing is another one, unless the visitor sets the seed back.
-        return past_html(drawings[:1]).replace(" past", ""), past_html(drawings[1:]), drawings, (seed + 1) % SEEDS
+        return figures_html(drawings[:1]), figures_html(drawings[1:], past=True), drawings, (seed + 1) % SEEDS
 
     inputs = [text, images, seed, candidates, guidance, steps, history]
     outputs = [shown, past, history, seed]

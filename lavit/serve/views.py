@@ -156,10 +156,11 @@ def seen_html(seen: Seen) -> str:
     return f'<div class="figures">{"".join(figures)}</div>'
 
 
-def past_html(drawings: list[Drawn]) -> str:
-    """HTML of the drawings of a visit, side by side."""
+def figures_html(drawings: list[Drawn], past: bool = False) -> str:
+    """HTML of drawings, side by side; those of the ``past`` are smaller."""
     figures = (figure(d.source, f"Drawing of {d.prompt}", d.prompt, f"seed {d.seed}", d.small) for d in drawings)
-    return f'<div class="figures past">{"".join(figures)}</div>' if drawings else ""
+    kind = "figures past" if past else "figures"
+    return f'<div class="{kind}">{"".join(figures)}</div>' if drawings else ""
 
 
 def counted(count: int, noun: str) -> str:

@@ -78,6 +78,12 @@ def test_broken_pictures_name_themselves(tmp_path):
         open_image(tmp_path / "gone.png", "gone")
 
 
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "ICO"])
+def test_other_formats_that_pillow_knows_are_refused(kind):
+    with pytest.raises(ImageError, match="image 'other' cannot be decoded: it is none of PNG, JPEG"):
+        open_image(encoded(Image.new("RGB", (16, 16)), kind), "other")
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_32_bits_a_channel_are_refused(mode):
     with pytest.raises(ImageError, match="image 'deep' cannot be decoded: it has 32 bits a channel"):

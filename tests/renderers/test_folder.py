@@ -15,6 +15,24 @@ def features(count: int = 3) -> torch.Tensor:
     return torch.randn(count, PATCHES, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
+def test_half_precision_on_disk_and_in_memory(tmp_path):
+    made = renderer(**LARGE)
+    made.latents.vae.register_to_config(_name_or_path="/home/me/vae")
+    save_diffusers(made, tmp_path, torch.float16)
+    assert not [path for path in tmp_path.rglob("*.json") if "/home/me" in path.read_text()], (
+        "it names no folder of mine"
+    )
+    for file in tmp_path.rglob("*.safetensors"):
+        for name, value in load_file(file).items():
+            assert value.dtype == (torch.float16 if value.dim() > 1 else torch.float32), name
+    whole = load_diffusers(tmp_path, made.config, WIDTH, PATCHES).render(features(2), [1, 2], 2.0)
+    assert (whole - made.render(features(2), [1, 2], 2.0)).abs().mean() < 0.01
+    half = load_diffusers(tmp_path, made.config, WIDTH, PATCHES, torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    pixels = half.render(features(2), [1, 2], 2.0)
+    assert pixels.dtype == torch.float32 and (pixels - whole).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize("changes", [{}, {"draft": False, "sampler": "dpm"}, LARGE])
 def test_diffusers_opens_the_folders_by_itself_and_they_load_back(tmp_path, changes):
     made = renderer(**changes)
@@ -58,5 +76,5 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(ValueError, match="conditioning.unconditional is missing"):
         load_diffusers(tmp_path, CONFIG, WIDTH, PATCHES)
     path.unlink()
-    with pytest.raises(ValueError, match="conditioning.safetensors cannot be read"):
+    with pytest.raises(ValueError, match="conditioning.safetensors cannot be opened"):
         load_diffusers(tmp_path, CONFIG, WIDTH, PATCHES)
