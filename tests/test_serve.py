@@ -221,8 +221,16 @@ def test_without_gradio(system, monkeypatch):
         serve(system, listening)
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C counts, also where the tests run behind a shell that ignores it, as with ``&``."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_it_and_leave_no_uploads(system, tmp_path, monkeypatch, capsys, number):
+def test_signals_end_it_and_leave_no_uploads(system, tmp_path, monkeypatch, capsys, number, interrupts):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
         monkeypatch.setenv(name, "")
