@@ -7,6 +7,7 @@ RUNS ?=
 OFFICIAL ?=
 OUT ?=
 PYTHON ?= python3
+WORKERS ?= 2
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 LAUNCH = $(RUN) -m lavit.launch
@@ -31,7 +32,7 @@ lint: setup
 	$(RUN) -m ruff check .
 
 test: lint
-	$(RUN) -m pytest -m "not slow and not gpu" $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: setup
 	$(RUN) -m pytest -m "slow" $(ARGS)
