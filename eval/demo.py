@@ -39,6 +39,11 @@ LAVIT = (
 )
 # Between the data and the decoder, where the decoder works on latents of a VAE that is to be trained.
 AUTOENCODER = Stage("autoencoder", "tokenizer.train_autoencoder", needs=("data",), ranks=True)
+# What ``demo.stages`` may name beside them.
+OTHERS = (
+    AUTOENCODER,
+    Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),
+)
 
 HEADLINES = {
     "tokenizer.cosine": "tokenizer cosine, held out",
@@ -76,7 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def stages_of(config: str, overrides: Sequence[str]) -> tuple[Stage, ...]:
-    """The stages of an experiment: all have those of the table, and some an autoencoder's before the decoder."""
+    """The stages of an experiment: those that it names, or LaVIT's, with an autoencoder's if need be.
+
+    Raises:
+        ValueError: a name of none.
+    """
+    if names := load_section(config, overrides, "demo", DemoConfig).stages:
+        return chosen(names)
     vae: dict[str, Any] | None = None
     for _, layer in read_layers(config, list(overrides)):
         latents = ((layer.get("decoder") or {}).get("model") or {}).get("latents") or {}
@@ -87,6 +98,26 @@ def stages_of(config: str, overrides: Sequence[str]) -> tuple[Stage, ...]:
     place = next(i for i, stage in enumerate(LAVIT) if stage.name == "decoder")
     decoder = replace(LAVIT[place], needs=(*LAVIT[place].needs, AUTOENCODER.name))
     return (*LAVIT[:place], AUTOENCODER, decoder, *LAVIT[place + 1 :])
+
+
+def chosen(names: Sequence[str]) -> tuple[Stage, ...]:
+    """The stages with these names in their order, each after those that it is built on, be it by one that is left out.
+
+    Raises:
+        ValueError: a name of none.
+    """
+    *before, report = LAVIT
+    known = {stage.name: stage for stage in (*before, *OTHERS, report)}
+    if strange := [name for name in names if name not in known]:
+        raise ValueError(f"demo.stages: '{strange[0]}' is no stage; there are {', '.join(known)}")
+
+    def needs(stage: Stage) -> tuple[str, ...]:
+        direct = [(need,) if need in names else needs(known[need]) for need in stage.needs]
+        return tuple(dict.fromkeys(name for part in direct for name in part))
+
+    made = [replace(stage, needs=needs(stage)) for name, stage in known.items() if name in names]
+    evaluations = tuple(stage.name for stage in made if stage.name.startswith("eval/"))
+    return tuple(replace(stage, needs=evaluations) if stage.name == "report" else stage for stage in made)
 
 
 def schema_mistake(argv: Sequence[str]) -> str:

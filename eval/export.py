@@ -33,7 +33,9 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
         "language model": system.model,
         "pixel decoder": system.renderer,
     }
-    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in sizes.items()}
+    system.tokenizer.encoder.drop_classifier()  # as it is saved
+    tensors = {name: {value.data_ptr(): value for value in part.state_dict().values()} for name, part in sizes.items()}
+    counts = {name: sum(value.numel() for value in its.values()) for name, its in tensors.items()}
     indices = [read_json(run / "data" / part / "index.json") for part in work.parts()]
     card = model_card(experiment, read_json(run / "metrics.json"), indices, read_json(run / "environment.json"), counts)
     system.save_pretrained(folder, STORED, card, SHARD)
@@ -82,7 +84,7 @@ model.draw("{e.card.text}", seed=1).save("drawn.png")
 model.reconstruct("cat.png", tokens=16).save("rebuilt.png")
 ```
 
-`unet/`, `vae/` and `scheduler/` below `decoder/` are diffusers' own folders.
+`unet/` and `scheduler/` (and `vae/`, where there is one) below `decoder/` are diffusers' own folders.
 
 ## Trained on
 

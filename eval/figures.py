@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,23 +32,32 @@ REQUIRED = {
     + " ".join(f"budget_{name}_{figure}" for name in ("own", *BUDGETS) for figure in Budget._fields),
     "text_to_image": "feature_r10 rendered_r10 shuffled_r10 chance_r10 feature_nearest_r10 rendered_nearest_r10 n "
     "image_text_picture_nearer image_text_thing_nearer image_text_chance image_text_n",
+    "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled n",
 }
+LAVIT = ("tokenizer", "caption", "vqa", "reconstruction", "text_to_image")  # what a run has that names no stages
 EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
 CLOCKS = {name: (name,) for name in ("assets", "data", "tokenizer", "extract", "pretrain", "autoencoder", "decoder")}
 CLOCKS["eval"] = EVALUATIONS
 
 
-def read_figures(run: Path, vqa: bool) -> Metrics:
-    """Everything the evaluations wrote, by group; without ``vqa`` where the experiment asks no questions.
+def groups_of(stages: Sequence[str], vqa: bool) -> list[str]:
+    """The groups of figures of an experiment with these stages, all of LaVIT's if it names none; ``vqa`` where there
+    are questions."""
+    named = [name.removeprefix("eval/") for name in stages if name.startswith("eval/")] if stages else LAVIT
+    return [name for name in REQUIRED if name in named and (vqa or name != "vqa")]
+
+
+def read_figures(run: Path, groups: Sequence[str] = LAVIT) -> Metrics:
+    """Everything the evaluations of these groups wrote, by group.
 
     A figure may be null where the evaluation says why, in ``reasons: {figure: words}``.
 
     Raises:
         ValueError: an evaluation has not run, or lacks a figure that metrics.json promises.
     """
-    groups = {name: names for name, names in REQUIRED.items() if vqa or name != "vqa"}
     figures = {name: read_json(run / "eval" / name / "figures.json") for name in groups}
-    for group, names in groups.items():
+    for group in groups:
+        names = REQUIRED[group]
         known = {name for name, value in figures[group].items() if value is not None}
         missing = [name for name in names.split() if name not in known | figures[group].get("reasons", {}).keys()]
         if missing:
@@ -69,8 +79,10 @@ def metrics_of(figures: Metrics, seconds: dict[str, float | None]) -> Metrics:
     return {**kept, "seconds": seconds}
 
 
-def stage_seconds(run: Path) -> dict[str, float | None]:
-    """Wall seconds of each stage; null for one whose clock never ran, nothing for an autoencoder that none asked for.
+def stage_seconds(run: Path, stages: Sequence[str] = ()) -> dict[str, float | None]:
+    """Wall seconds of each stage; null for one whose clock never ran, nothing for one that the experiment has not.
+
+    ``stages`` are those that it names; one that names none has all of LaVIT's, but an autoencoder only if it ran.
 
     Stages that ran at the same time count their own seconds each, so that the sum may exceed ``total``, which is the
     clock of the program that ran them all. Where the stages were run one by one there is no such clock, and the total
@@ -79,7 +91,7 @@ def stage_seconds(run: Path) -> dict[str, float | None]:
     seconds: dict[str, float | None] = {}
     for name, folders in CLOCKS.items():
         ran = [read_seconds(run / folder) for folder in folders if (run / folder / "seconds.json").is_file()]
-        if ran or name != "autoencoder":
+        if ran or (name in stages if stages else name != "autoencoder"):
             seconds[name] = round(sum(ran), 1) if ran else None
     known = sum(value for value in seconds.values() if value is not None)
     return {**seconds, "total": round(read_seconds(run) or known, 1)}
@@ -114,6 +126,7 @@ GROUPS = {
     "vqa": "Questions",
     "reconstruction": "Reconstruction",
     "text_to_image": "Text to image",
+    "visual_words": "Visual words",
 }
 TABLE = (
     Figure("tokenizer", "cosine", "Cosine of the reconstructed features", {"constant mean": "cosine_constant"}),
@@ -157,6 +170,15 @@ TABLE = (
     Figure("text_to_image", "image_text_thing_nearer", "Drawn of picture and text: nearer to the text's", {
         "chance": "image_text_chance", "shuffled": "image_text_thing_shuffled",
         "text alone": "image_text_thing_text_alone"}, note="than to another one, {image_text_n} drawings"),
+    Figure("visual_words", "divergence", "Divergence of the predictions from the visual words", {
+        "constant distribution": "divergence_constant", "before the last phase": "divergence_before"},
+           lower=True, top=None, note="nats, held-out patches"),
+    Figure("visual_words", "category_accuracy", "Likeliest class word is that of the caption", {
+        "chance": "category_chance", "majority": "category_majority", "shuffled": "category_shuffled"}),
+    Figure("visual_words", "hit5", "One of the five most telling words is in the caption", {
+        "shuffled": "hit5_shuffled"}),
+    Figure("visual_words", "entropy", "Entropy of the visual words of a patch", {}, {"of their mean": "entropy_mean"},
+           top=None, note="nats; equal to that of their mean where all patches have the same words"),
 )  # fmt: skip
 
 

@@ -244,7 +244,7 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
     shape = known_shape(config)
     own = text.trained or text.words
     text_size = shape.vocab_size if shape is not None else own.vocabulary if own else 32000
-    vocabulary = tokenizer.vocabulary(text_size)
+    vocabulary, width = tokenizer.vocabulary(text_size, config.port), tokenizer.fed_width(config.port)
     kind, choice = tokenizer.selection.chosen()
     words = choice.tokens if kind == "even" else round(choice.rho * tokenizer.encoder.patches)
     known = known_documents(experiment)
@@ -255,11 +255,11 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
         llm = LlamaForCausalLM(shape) if shape is not None else None
         merger = Merger(encoder.width, encoder.patches, tokenizer.merger) if config.port == "patches" else None
         online = Encoder(encoder, pretrained=False) if merger is not None and not cached(experiment) else None
-        model = UnifiedLM(plain, vocabulary, tokenizer.merger.width, llm=llm, merger=merger)
+        model = UnifiedLM(plain, vocabulary, width, llm=llm, merger=merger)
     with imagined(train.precision, model, *([online] if online else [])):
         states = torch.empty(1, length, model.blocks.config.hidden_size)
         ids = torch.zeros(1, length, dtype=torch.int64)
-        patches, fed = torch.empty(1, encoder.patches, encoder.width), torch.empty(read, tokenizer.merger.width)
+        patches, fed = torch.empty(1, encoder.patches, encoder.width), torch.empty(read, width)
         images = torch.empty(1, 3, encoder.image_size, encoder.image_size)
         places = torch.arange(length)
         documents = Rows(places, places, torch.ones(1, length, dtype=torch.bool))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.figures import BUDGETS, CLOCKS, Metrics, budgets, metrics_of, read_figures, stage_seconds, table
+from eval.figures import BUDGETS, CLOCKS, Metrics, budgets, groups_of, metrics_of, read_figures, stage_seconds, table
 from lavit.data.shards import read_index
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import category_of
@@ -23,15 +23,16 @@ from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import Workspace
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-SHOWN = {"caption": 16, "vqa": 12, "text_to_image": 24}
+SHOWN = {"caption": 16, "vqa": 12, "text_to_image": 24, "visual_words": 12}
 SIDE = 192  # pixels of a shown original
 
 
 def main(experiment: Experiment, run: Path) -> None:
     work = Workspace(experiment, run)
-    figures = read_figures(run, vqa=experiment.data.vqa is not None)
+    stages = experiment.demo.stages
+    figures = read_figures(run, groups_of(stages, vqa=experiment.data.vqa is not None))
     page = build_page(work, figures)
-    metrics = metrics_of(figures, stage_seconds(run))  # after the pictures and plots, whose time counts too
+    metrics = metrics_of(figures, stage_seconds(run, stages))  # after the pictures and plots, whose time counts too
     write_atomic(run / "report.html", render(TEMPLATE, page | measured(metrics)))
     write_json(run / "metrics.json", metrics)
 
@@ -46,20 +47,22 @@ def measured(metrics: Metrics) -> dict[str, Any]:
 
 def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
     """All else that it shows: pictures, plots, and where they come from."""
-    tokenizer = work.tokenizer()
+    drawn, rebuilt = figures.get("text_to_image"), figures.get("reconstruction")
     return {
         "name": work.run.resolve().name,
-        "split": figures["tokenizer"].get("split", work.experiment.evaluation.split),
+        "about": work.experiment.report,
+        "split": figures.get("tokenizer", {}).get("split", work.experiment.evaluation.split),
         "figures": figures,
-        "reconstructions": reconstructions(work, tokenizer, figures["reconstruction"]),
-        "budgets": budgets(figures["reconstruction"]),
-        "captions": captions(work, figures["caption"]),
+        "reconstructions": reconstructions(work, work.tokenizer(), rebuilt) if rebuilt else [],
+        "budgets": budgets(rebuilt) if rebuilt else {},
+        "captions": captions(work, figures["caption"]) if "caption" in figures else [],
         "questions": questions(work, figures["vqa"]) if "vqa" in figures else [],
-        "drawings": drawings(work, figures["text_to_image"]),
-        "prompts": prompts(work, figures["text_to_image"]["image_text_prompts"]),
+        "drawings": drawings(work, drawn) if drawn else [],
+        "prompts": prompts(work, drawn["image_text_prompts"]) if drawn else [],
         "practised": work.experiment.pretrain.mixture.interleaved > 0,
+        "named": named(work, figures["visual_words"]) if "visual_words" in figures else [],
         "curves": training_curves(work),
-        "tokens": token_plots(work, tokenizer, figures["tokenizer"]),
+        "tokens": token_plots(work, work.tokenizer(), figures["tokenizer"]) if "tokenizer" in figures else None,
         **provenance(work),
     }
 
@@ -149,6 +152,15 @@ def prompts(work: Workspace, samples: list[dict[str, Any]]) -> list[dict[str, An
     return [{**sample, "picture": picture, "drawn": data_uri(image)} for sample, picture, image in shown]
 
 
+def named(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pictures with the words of each patch, row by row."""
+    samples, grid = evenly(figures["samples"], SHOWN["visual_words"]), figures["grid"]
+    return [
+        {**sample, "picture": picture, "rows": [sample["words"][y * grid : (y + 1) * grid] for y in range(grid)]}
+        for sample, picture in zip(samples, thumbnails(work, "captions", samples), strict=True)
+    ]
+
+
 def thumbnails(work: Workspace, part: str, samples: list[dict[str, Any]]) -> list[str]:
     """The stored pictures that samples speak of, as data URIs."""
     pictures = PictureSet(work.shards(part, work.experiment.evaluation.split))
@@ -181,13 +193,20 @@ def training_curves(work: Workspace) -> list[dict[str, str]]:
     """A plot of each training from its log."""
     stage = work.experiment.tokenizer
     codebook = {"codebook on": stage.plain_steps} if 0 < stage.plain_steps < stage.train.steps else {}
-    own = [("autoencoder", "Autoencoder", "error of pixels", {"error": "error"}, {})]
+    read = {"text": "text", "image": "visual words", "visual": "divergence"}
+    phases = [
+        (f"pretrain/{name}" if name else "pretrain", f"Language model{name and ': '}{name}", "nats a token", read, {})
+        for name in work.experiment.pretrain.parts()
+    ]
     plots = (
         ("tokenizer", "Tokenizer", "cosine, reconstructed", {"cosine": "cosine"}, codebook),
-        ("pretrain", "Language model", "nats a token", {"text": "text", "image": "visual words"}, {}),
-        *(own if work.experiment.trains_autoencoder else []),
+        *phases,
+        ("autoencoder", "Autoencoder", "error of pixels", {"error": "error"}, {}),
         ("decoder", "Pixel decoder", "mean squared error", {"loss": "U-Net", "draft": "linear draft"}, {}),
     )
+    made = work.experiment.demo.stages or ["tokenizer", "pretrain", "decoder"]
+    made = [*made, "autoencoder"] if work.experiment.trains_autoencoder else made
+    plots = [plot for plot in plots if plot[0].partition("/")[0] in made]
     return [
         {"title": title, "plot": curves(read_log(work.run / folder / "log.jsonl", names), label, marks)}
         for folder, title, label, names, marks in plots
@@ -212,7 +231,7 @@ def read_log(path: Path, names: dict[str, str]) -> dict[str, tuple[list[int], li
     series = {}
     for name, words in names.items():
         points = [(step, line[name]) for step, line in sorted(lines.items()) if line.get(name) is not None]
-        if points:
+        if any(value for _, value in points):
             steps, values = zip(*points, strict=True)
             series[words] = (list(steps), list(values))
     if not series:

@@ -6,14 +6,16 @@ import math
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lavit.data.images import SUFFIXES
 from lavit.tokens import Picture
 
+Plan = TypeVar("Plan")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -21,8 +23,8 @@ def as_device(device: str | torch.device | None) -> torch.device:
     """The device, by default a GPU if there is one; raises ValueError if it cannot be used."""
     try:
         found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA
+        torch.empty(0, device=found).cpu()
+    except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA, the former of "meta" too
         raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}; 'cpu' always can") from None
     return found
 
@@ -64,19 +66,24 @@ def as_seeds(seed: Any, count: int) -> list[int]:
     Raises:
         ValueError: fewer or more, or numbers that are no seeds.
     """
-    try:
-        given = list(seed)
-    except TypeError:
-        given = [seed] * count
+    several = isinstance(seed, Sequence | Tensor | np.ndarray) and not isinstance(seed, str)
+    given = list(seed) if several and getattr(seed, "ndim", 1) else [seed] * count
     seeds = [as_count("seed", number, 0, 2**63 - 1) for number in given]
     if len(seeds) != count:
         raise ValueError(f"{len(seeds)} seeds for {count} pictures; give one seed, or one a picture")
     return seeds
 
 
+def as_plan(plan: Any, default: Plan) -> Plan:
+    """The plan that was given, else the default; raises ValueError for one of another kind."""
+    if plan is not None and type(plan) is not type(default):
+        raise ValueError(f"plan is a {type(plan).__name__}; give a {type(default).__name__}")
+    return default if plan is None else plan
+
+
 def as_list(value: Any) -> tuple[list[Any], bool]:
     """A list of what was given, and whether it was a single one."""
-    if isinstance(value, list) or isinstance(value, Tensor) and value.dim() == 4:
+    if isinstance(value, list) or getattr(value, "ndim", 0) == 4:
         return list(value), False
     return [value], True
 
@@ -93,16 +100,16 @@ def as_drawing_prompts(texts: Any, images: Any) -> tuple[list[tuple[Any, ...]], 
         ValueError: texts and images that are not for each other, or a prompt with nothing in it.
     """
     several, alone = as_list(texts)
-    if not alone and images is not None and not (_is_plain(images) or getattr(images, "ndim", 0) == 4):
+    if not alone and images is not None and not (_is_several(images) or getattr(images, "ndim", 0) == 4):
         raise ValueError("images is a single one beside a list of texts; give a list with one entry (or None) a text")
     shown = [images] if alone else [None] * len(several) if images is None else list(images)
     if len(shown) != len(several):
         raise ValueError(f"{len(several)} texts and {len(shown)} entries of images; give one entry a text")
     prompts = []
     for text, its in zip(several, shown, strict=True):
-        named = [] if its is None else as_list(its)[0]
+        named = [] if its is None else as_list(list(its) if _is_several(its) else its)[0]
         before = [Path(image) if isinstance(image, str) else image for image in named]
-        after = text if isinstance(text, tuple) else () if text is None else (text,)
+        after = () if text is None else as_tuple(text)
         if isinstance(text, str) and not is_text(text):
             raise ValueError(f"'{text}' stands where a text is expected; give it as images, or in a tuple")
         if not any(not isinstance(part, str) or part.strip() for part in (*before, *after)):
@@ -111,13 +118,13 @@ def as_drawing_prompts(texts: Any, images: Any) -> tuple[list[tuple[Any, ...]], 
     return prompts, alone
 
 
-def _is_plain(value: Any) -> bool:
+def _is_several(value: Any) -> bool:
     return isinstance(value, list | tuple) and not isinstance(value, Picture)
 
 
 def as_tuple(prompt: Any) -> tuple[Any, ...]:
     """The parts of a prompt, which may be a single text or picture."""
-    return prompt if isinstance(prompt, tuple) and _is_plain(prompt) else (prompt,)
+    return prompt if isinstance(prompt, tuple) and _is_several(prompt) else (prompt,)
 
 
 def is_text(part: Any) -> bool:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,30 +30,36 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it went well, 1 if a policy kept a picture back, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run a command; 0 if it went well, 2 for a user's mistake, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # names of files may have letters that a terminal has not
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     arguments = parser().parse_args(argv)
     # It warns of kernels that only few bits would use, wherever diffusers finds it installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         arguments.run(arguments)
-        sys.stdout.flush()
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
         return 0
     except ValueError as error:
-        from lavit.pipeline import Refused
-
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, Refused) else 2
+        return 2
     except BrokenPipeError:  # `lavit tokens … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and type(error).__name__ != "OutOfMemoryError":
+        if isinstance(error, RuntimeError) and not _out_of_memory(error):
             raise
         said = "too little memory; try a smaller --batch, --dtype bfloat16, --bits 4 or --offload"
         print(f"error: {error if isinstance(error, OSError) else said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)  # a GPU's; the CPU's
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    top.add_argument("--version", action="version", version=f"lavit {metadata.version('lavit')}")
     commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for name, words, run, add in (
         ("caption", "say what is in images", caption, _caption),
@@ -92,6 +100,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--dtype", help="float32, bfloat16 or float16")
         command.add_argument("--bits", type=int, choices=(4, 8), help="of the language model (needs bitsandbytes)")
         command.add_argument("--offload", action="store_true", help="keep the language model in the CPU's memory")
+        command.add_argument("--no-verify", action="store_true", help="open files without comparing their digests")
         command.add_argument("--batch", type=int, help="images or drawings at a time; fewer need less memory (64)")
         if run is not serve:
             command.add_argument("--json", action="store_true", help="print JSON, a line for each result")
@@ -105,7 +114,7 @@ def opened(arguments: argparse.Namespace) -> LaVIT:
 
     names = ("device", "dtype", "bits", "offload", "batch")
     chosen = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-    return LaVIT.from_pretrained(arguments.model, **chosen)
+    return LaVIT.from_pretrained(arguments.model, verify=not arguments.no_verify, **chosen)
 
 
 def caption(arguments: argparse.Namespace) -> None:
@@ -134,6 +143,8 @@ def _answer(command: argparse.ArgumentParser) -> None:
 
 
 def draw(arguments: argparse.Namespace) -> None:
+    if arguments.text and Path(arguments.text[:255]).is_file():
+        raise ValueError(f"{arguments.text} is a file and stands where the text is expected; give it by --image")
     places = _places(arguments, arguments.count)
     system = opened(arguments)
     seeds = [arguments.seed + number for number in range(arguments.count)]
@@ -149,13 +160,14 @@ def draw(arguments: argparse.Namespace) -> None:
 
 def _draw(command: argparse.ArgumentParser) -> None:
     command.add_argument("text", nargs="?", default=None, metavar="TEXT")
-    command.add_argument("--image", nargs="+", action="extend", type=Path, default=[], metavar="IMAGE",
-                         help="images that the text follows")  # fmt: skip
-    command.add_argument("--count", type=int, default=1, help="drawings, from as many seeds (1)")
+    command.add_argument("--image", action="append", type=Path, default=[], metavar="IMAGE",
+                         help="an image that the text follows; may be given more than once")  # fmt: skip
+    command.add_argument("--count", type=int, default=1,
+                         help="drawings, from as many seeds (1); several go to OUT-0.png, OUT-1.png, …")  # fmt: skip
     command.add_argument("--candidates", type=int, help="drawings of which the model chooses the best")
     command.add_argument("--temperature", type=float, help="of the visual words")
-    command.add_argument("--top-k", type=int)
-    command.add_argument("--top-p", type=float)
+    command.add_argument("--top-k", type=int, help="draw each of them from the likeliest so many; 0 from all")
+    command.add_argument("--top-p", type=float, help="and from the fewest of these that hold so much probability")
     command.add_argument("--text-guidance", type=float, help="of the language model; 1 is none")
     command.add_argument("--tokens", type=int, help="at most so many visual words")
     _painting(command, "drawing.png")
@@ -182,6 +194,7 @@ def tokens(arguments: argparse.Namespace) -> None:
             "image": str(path),
             "grid": its.grid,
             "places": its.places.tolist(),
+            "codes": its.codes.tolist(),
             "words": None if its.words is None else its.words.tolist(),
         }
         for path, its in zip(arguments.images, found, strict=True)
@@ -190,7 +203,8 @@ def tokens(arguments: argparse.Namespace) -> None:
         return _say(arguments, rows, "words")
     for row in rows:
         print(f"{row['image']}: {len(row['places'])} of {row['grid'] ** 2} patches")
-        print("  " + (" ".join(map(str, row["words"])) if row["words"] else "too few for words that say places"))
+        said = " ".join(map(str, row["words"] or ())) or "no words: they say places, and these are too far apart"
+        print(f"  {said}")
         for y in range(row["grid"]):
             marks = ("#" if y * row["grid"] + x in row["places"] else "." for x in range(row["grid"]))
             print("  " + " ".join(marks))
@@ -202,16 +216,17 @@ def _tokens(command: argparse.ArgumentParser) -> None:
 
 
 def serve(arguments: argparse.Namespace) -> None:
-    from lavit.serve import listen
-    from lavit.serve import serve as open_page
+    from lavit.serve.listening import listen
 
     with listen(arguments.host, arguments.port) as listening:  # before the system is opened, which takes longer
+        from lavit.serve.page import serve as open_page
+
         open_page(opened(arguments), listening)
 
 
 def _serve(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--host", default="127.0.0.1")
-    command.add_argument("--port", type=int, default=7860)
+    command.add_argument("--host", default="127.0.0.1", help="the address to listen at (127.0.0.1, this machine alone)")
+    command.add_argument("--port", type=int, default=7860, help="the port to listen at (7860)")
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -231,11 +246,11 @@ def info(arguments: argparse.Namespace) -> None:
 
 def _writing(command: argparse.ArgumentParser) -> None:
     command.add_argument("--beams", type=int, help="beams of the search; 1 is greedy")
-    command.add_argument("--max-tokens", type=int)
+    command.add_argument("--max-tokens", type=int, help="at most so many tokens of text")
 
 
 def _painting(command: argparse.ArgumentParser, default: str) -> None:
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="which of all drawings it is (0)")
     command.add_argument("--guidance", type=float, help="of the pixel decoder; 1 is none")
     command.add_argument("--steps", type=int, help="of the pixel decoder")
     command.add_argument("--sampler", help="of the pixel decoder: ddim, dpm or, of a flow, euler")
@@ -273,6 +288,8 @@ def _image_plan(arguments: argparse.Namespace, system: LaVIT) -> Any:
 def _limited(given: dict[str, Any], plan: Any) -> dict[str, Any]:
     """The options that were given; a least number of tokens of the plan's gives way to the most that is asked for."""
     chosen = {name: value for name, value in given.items() if value is not None}
+    if chosen.get("max_tokens", 1) < 1:
+        raise ValueError(f"at most {chosen['max_tokens']} tokens leave nothing; give at least 1")
     least = min(plan.min_tokens, max(1, chosen.get("max_tokens", plan.max_tokens)))
     return {**chosen, "min_tokens": least}
 
@@ -281,7 +298,7 @@ def _places(arguments: argparse.Namespace, count: int) -> list[Path]:
     """The files to write, checked before the work is done.
 
     Raises:
-        ValueError: no drawings are asked for, files that are there, no folder, or a format that Pillow cannot write.
+        ValueError: no drawings are asked for, files that are there, no folder, or no format of pictures.
     """
     if count < 1:
         raise ValueError(f"--count {count} draws nothing; give at least 1")
@@ -289,13 +306,17 @@ def _places(arguments: argparse.Namespace, count: int) -> list[Path]:
     places = [out] if count == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(count)]
     if out.is_dir():
         raise ValueError(f"{out} is a folder; name a file in it")
+    if strange := [str(place) for place in places if place.is_symlink() or place.exists() and not place.is_file()]:
+        raise ValueError(f"{', '.join(strange)} is a link or a device; give --out the name of a file")
+    if out.name == "-":
+        raise ValueError("--out - names no file; pictures are not written to the terminal")
     there = [str(place) for place in places if place.exists()]
     if there and not arguments.force:
         raise ValueError(f"{', '.join(there)} is there already; give another --out, or --force to write over it")
     if not out.parent.is_dir():
         raise ValueError(f"there is no folder {out.parent} for {out.name}; make it first")
     if not os.access(out.parent, os.W_OK):
-        raise ValueError(f"{out} cannot be written: the folder is not yours to write in; give another --out")
+        raise ValueError(f"{out} cannot be written: its folder is read-only or not yours; give another --out")
     _format(out)
     return places
 
@@ -305,7 +326,7 @@ def _format(place: Path) -> str:
     from PIL import Image
 
     found = Image.registered_extensions().get(place.suffix.lower()) if place.suffix else "PNG"
-    if found not in Image.SAVE:
+    if found not in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
         raise ValueError(f"{place} has no known picture format; end --out in .png, .jpg or .webp")
     return found
 
@@ -313,12 +334,16 @@ def _format(place: Path) -> str:
 def _keep(pictures: list[Image.Image], places: list[Path], arguments: argparse.Namespace) -> None:
     from lavit.runs import written_whole
 
-    for picture, place in zip(pictures, places, strict=True):
+    for number, (picture, place) in enumerate(zip(pictures, places, strict=True)):
+        before = f"; {', '.join(map(str, places[:number]))} was written before it" if number else ""
         try:
-            with written_whole(place) as draft:
+            with written_whole(place, replace=arguments.force) as draft:
                 picture.save(draft, _format(place))
+        except FileExistsError:
+            raise ValueError(f"{place} was made by another program meanwhile; it stays as it is{before}") from None
         except OSError as error:
-            raise ValueError(f"{place} cannot be written: {error.strerror or error}; give another --out") from None
+            said = error.strerror or error
+            raise ValueError(f"{place} cannot be written: {said}; give another --out{before}") from None
 
 
 def _say(arguments: argparse.Namespace, rows: list[dict[str, Any]], key: str) -> None:

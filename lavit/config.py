@@ -82,6 +82,17 @@ def read_layers(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     return [*layers, ("command line", _dotlist(overrides))] if overrides else layers
 
 
+def overlaid(config: T, layer: dict[str, Any], origin: str) -> T:
+    """A configuration with some of its keys set anew, typed and checked as :func:`load` does.
+
+    Args:
+        config: stays as it is.
+        layer: nested keys with their values.
+        origin: where they are written, for an error.
+    """
+    return _build(type(config), [(origin, _plain(config)), (origin, layer)], origin)
+
+
 def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML text, unset alternatives left out; :func:`load` reads it back as it was."""
     return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
@@ -144,7 +155,7 @@ def _yaml_layers(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[str, dic
     try:
         raw = OmegaConf.load(path)
     except Exception as error:  # yaml raises several unrelated types
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, DictConfig):
         raise ConfigError(f"{path} must hold a mapping of keys to values")
     layer = _resolved(raw, str(path))
@@ -227,9 +238,20 @@ def _overlay(below: dict[str, Any], above: dict[str, Any], schema: type) -> dict
         inner = _dataclass_in(known[key])
         if inner is not None and isinstance(value, dict):
             merged[key] = _overlay(merged.get(key) or {}, value, inner)
+        elif known[key] == dict[str, Any] and isinstance(value, dict):
+            merged[key] = _merged(merged.get(key) or {}, value)
         else:
             merged[key] = value
     return merged
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings of no known shape, the upper one's values before the lower one's."""
+    out = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            out[key] = _merged(below[key], above[key])
+    return out
 
 
 def _check_choices(value: Any, prefix: str) -> None:

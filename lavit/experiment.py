@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from lavit.config import changed_keys, load, read_plain_text, to_yaml
-from lavit.data.documents import READ
+from lavit.config import changed_keys, load, overlaid, read_plain_text, to_yaml
 from lavit.data.llms import LLMS
 from lavit.data.mixture import MixtureConfig
 from lavit.data.prepare import DataConfig
 from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
 from lavit.generation.plans import ImagePlan, TextPlan, check_plan
-from lavit.model import ModelConfig
+from lavit.layers.port import PROJECTORS
+from lavit.model import ModelConfig, check_reading
 from lavit.renderers.autoencoder import AutoencoderConfig, check_autoencoder
 from lavit.renderers.diffusion import DiffusionConfig, check_diffusion
 from lavit.runs import (
@@ -57,7 +58,9 @@ class PretrainStage:
 
     A text that is too long for a row beside its image is cut at the end. An image that is there to be understood is
     ``read`` as features, as ids, or not at all, for a model to compare with. ``validation`` documents of every kind are
-    read where ``train.validate_every`` asks for it.
+    read where ``train.validate_every`` asks for it. ``phases`` train one after the other, each with an optimizer and a
+    folder of its own: by name what is set otherwise than in this section, e.g. ``{align: {train: {steps: 100}}}``, or
+    null for one that is left out.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -67,6 +70,21 @@ class PretrainStage:
     row: int = 256
     read: str = "features"
     validation: int = 64
+    phases: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, PretrainStage]:
+        """The phases in order, each as a stage of its own; without any, the stage itself under no name.
+
+        Raises:
+            ValueError: a phase with an unknown key or a wrong value, or with phases of its own.
+        """
+        whole = replace(self, phases={})
+        phases = {name: phase for name, phase in self.phases.items() if phase is not None}
+        for name, phase in phases.items():
+            if not name.isidentifier() or "phases" in phase:
+                raise ValueError(f"pretrain.phases.{name}: a phase has a plain word for a name and no phases itself")
+        parts = {name: overlaid(whole, phase, f"pretrain.phases.{name}") for name, phase in phases.items()}
+        return parts or {"": whole}
 
 
 @dataclass
@@ -150,6 +168,18 @@ class CardConfig:
 
 
 @dataclass
+class ReportConfig:
+    """What the report says above its figures: ``title``, what the system does in a sentence, and its paper."""
+
+    title: str = "Pictures as words of a language model"
+    about: str = (
+        "A picture becomes a varying number of discrete visual words, one language model reads and writes both these "
+        "and text, and a diffusion decoder turns visual words back into pixels."
+    )
+    paper: str = "arXiv 2309.04669"
+
+
+@dataclass
 class Experiment:
     """Everything of one run.
 
@@ -170,6 +200,7 @@ class Experiment:
     decoder: DecoderStage = field(default_factory=DecoderStage)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     card: CardConfig = field(default_factory=CardConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
 
     @property
     def trains_autoencoder(self) -> bool:
@@ -203,6 +234,7 @@ OWNERS = {
     "evaluation": "eval",
     "evaluation.batch": "",
     "card": "",
+    "report": "",
 }
 
 
@@ -230,10 +262,16 @@ def check(experiment: Experiment) -> None:
             f"pretrain.row is {e.pretrain.row}, too short for an image of {patches} patches and a text; "
             f"it must be at least {patches + LEAST_TEXT}"
         )
-    if e.pretrain.read not in READ:
-        raise ValueError(f"pretrain.read '{e.pretrain.read}' is unknown; choose {', '.join(READ)}")
-    if e.pretrain.model.port not in ("features", "patches"):
-        raise ValueError(f"pretrain.model.port '{e.pretrain.model.port}' is unknown; choose features or patches")
+    for name, part in e.pretrain.parts().items():
+        key = f"pretrain.phases.{name}" if name else "pretrain"
+        check_pretrain(part, key)
+        other = replace(part.model, word_head=e.pretrain.model.word_head)
+        if other != e.pretrain.model or (part.model.word_head is None) != (e.pretrain.model.word_head is None):
+            raise ValueError(
+                f"{key}.model: a phase trains the model of the others; it may set word_head.fit and weight"
+            )
+        if part.text != e.pretrain.text:
+            raise ValueError(f"{key}.text: all phases have one text tokenizer; set pretrain.text")
     for name in ("text", "answer", "image"):
         check_plan(getattr(e.evaluation, name), f"evaluation.{name}")
     llm, text = e.pretrain.model.llm, e.pretrain.text
@@ -289,6 +327,30 @@ def check(experiment: Experiment) -> None:
                 f"{name}.train.batch {train.batch} is not a multiple of demo.processes {e.demo.processes} × "
                 f"{name}.train.accumulate {train.accumulate}"
             )
+
+
+FITS = ("nothing", "head", "model", "vectors")
+
+
+def check_pretrain(stage: PretrainStage, key: str) -> None:
+    """Check a phase of stage 2, whose dotted ``key`` the message names.
+
+    Raises:
+        ValueError: an unknown choice, or what a model that only understands pictures is asked for.
+    """
+    model, mixture = stage.model, stage.mixture
+    check_reading(model.port, stage.read, key)
+    if model.projector not in PROJECTORS:
+        raise ValueError(f"{key}.model.projector '{model.projector}' is unknown; choose {', '.join(PROJECTORS)}")
+    if model.word_head is not None and model.word_head.fit not in FITS:
+        raise ValueError(f"{key}.model.word_head.fit '{model.word_head.fit}' is unknown; choose {', '.join(FITS)}")
+    drawn = mixture.text_image + mixture.interleaved
+    if model.port == "unmerged" and (drawn or mixture.learn_read or stage.read == "ids"):
+        raise ValueError(
+            f"{key}.model.port: unmerged understands pictures and cannot draw them: set {key}.mixture.text_image and "
+            "interleaved to 0, learn_read to false, and do not read ids"
+        )
+    check_train(stage.train, f"{key}.train")
 
 
 def taken_tokens(experiment: Experiment) -> Callable[[Path], None]:

@@ -17,13 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig
 
 from lavit.config import OneOf
+from lavit.data.documents import READ
 from lavit.data.llms import llm_folder
 from lavit.layers.attention import BACKENDS
+from lavit.layers.chunked_loss import Divergence
 from lavit.layers.lora import LoRAConfig, add_lora
 from lavit.layers.packed_attention import attend_by_document, block_diagonal_mask
 from lavit.layers.port import Port
 from lavit.layers.ranks import mean_over_ranks
-from lavit.layers.rows import SplitEmbedding, SplitHead
+from lavit.layers.rows import SplitEmbedding, SplitHead, Visual
 from lavit.tokens import IGNORE, PackedBatch, Rows
 from lavit.vocabulary import Vocabulary
 
@@ -67,12 +69,29 @@ class LLMShape:
 
 
 @dataclass
+class WordHeadConfig:
+    """A head that names what is read of a picture in words of the text's vocabulary (arXiv 2403.07720).
+
+    ``fit`` is the second loss at the places of a picture, beside the one of text: "head" draws the head to the language
+    model's predictions, "model" these to the head, "vectors" is the squared error of the next vector, for comparison,
+    and "nothing" none. ``weight`` is its share. ``pseudo`` feeds the mean of word vectors by the head's distribution in
+    place of the vector that it names.
+    """
+
+    fit: str = "nothing"
+    weight: float = 1.0
+    pseudo: bool = False
+
+
+@dataclass
 class ModelConfig:
     """``shape`` is checked against the model in ``llm.folder``, if both are given.
 
     ``lora`` puts adapters into the language model's blocks, which stay otherwise. ``checkpoint_activations`` keeps only
     what enters each block for the backward pass, which computes the rest again (arXiv 1604.06174). ``port`` says what
-    is read of a picture: "features" that the tokenizer merged, or "patches", which a merger of the port's own merges.
+    is read of a picture: "features" that the tokenizer merged, or "patches", which a merger of the port's own merges,
+    or all patches "unmerged", which needs no tokenizer but its encoder, and understands pictures without drawing any.
+    ``projector`` maps them to the language model's width, "linear" or "mlp". ``word_head`` names what is read in words.
     ``attention`` of packed rows is "sdpa", or "xformers" on a GPU.
     ``z_loss`` weighs log²Z of the softmax's denominator Z in the loss (PaLM, arXiv 2204.02311, section 5).
     """
@@ -83,15 +102,33 @@ class ModelConfig:
     lora: LoRAConfig | None = None
     checkpoint_activations: bool = False
     port: str = "features"
+    projector: str = "linear"
+    word_head: WordHeadConfig | None = None
     attention: str = "sdpa"
 
 
+PORTS = ("features", "patches", "unmerged")
+
+
+def check_reading(port: str, read: str, key: str) -> None:
+    """Raise ValueError, with the dotted ``key`` of the section, for an unknown way to read pictures."""
+    for name, value, known in (("port", port, PORTS), ("read", read, READ)):
+        if value not in known:
+            raise ValueError(f"{key}: {name} '{value}' is unknown; choose {', '.join(known)}")
+
+
 class LMOutput(NamedTuple):
-    """loss () to minimise; text and image (): mean negative log-likelihood of each modality's learned tokens."""
+    """loss () to minimise; text and image (): mean negative log-likelihood of each modality's learned tokens.
+
+    Where pictures are read in words, visual () is the mean divergence of :meth:`SplitHead.diverge`, or squared error of
+    the next vector, over the places that are read, and entropy () that of the visual words, in nats.
+    """
 
     loss: Tensor
     text: Tensor
     image: Tensor
+    visual: Tensor | None = None
+    entropy: Tensor | None = None
 
 
 def build_llm(config: ModelConfig, text_size: int, seed: int) -> nn.Module:
@@ -168,8 +205,11 @@ class UnifiedLM(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary)
-            self.head = SplitHead(llm.get_output_embeddings(), vocabulary, config.z_loss)
-            self.port = Port(feature_width, llm.config.hidden_size, merger, encoder)
+            self.words = config.word_head
+            self.head = SplitHead(llm.get_output_embeddings(), vocabulary, config.z_loss, self.words is not None)
+            width = llm.config.hidden_size
+            self.port = Port(feature_width, width, merger, encoder, config.projector)
+            self.next_vector = nn.Linear(width, width) if self.words and self.words.fit == "vectors" else None
         # The embedding lives in the split module alone; transformers is always given vectors.
         self.blocks.embed_tokens = None
         if config.attention not in BACKENDS:
@@ -189,9 +229,23 @@ class UnifiedLM(nn.Module):
         is_text = learned & ~is_image
         # Gradients are averaged over ranks; dividing by the mean count makes the loss a mean over all ranks' tokens.
         total = mean_over_ranks(learned.sum()) if batch.total is None else batch.total
-        loss, nll = self.head(self.hidden(batch).flatten(0, 1), labels, learned / total.clamp_min(1))
+        vectors = self.port(batch.slots.get("image"))
+        states = self.hidden(batch, vectors).flatten(0, 1)
+        loss, nll = self.head(states, labels, learned / total.clamp_min(1))
         parts = [(nll * mask).sum() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
-        return LMOutput(loss, *parts)
+        if self.words is None or self.words.fit == "nothing":
+            return LMOutput(loss, *parts)
+        count = mean_over_ranks(states.new_tensor(float(len(vectors)))).clamp_min(1)
+        weights = torch.ones(len(vectors), device=states.device) / count
+        before = states[places_of(batch) - 1]  # [IMG] begins a picture, so that something stands before each place
+        if self.next_vector is not None:
+            error = (self.next_vector(before).float() - vectors.detach().float()).square().mean(-1)
+            visual, entropy = (weights * error).sum(), None
+        else:
+            found = self.head(Visual(vectors, before, weights, self.words.fit))
+            visual = found.loss
+            entropy = (weights * (found.target_entropy if self.words.fit == "model" else found.entropy)).sum()
+        return LMOutput(loss + self.words.weight * visual, *parts, visual.detach(), entropy)
 
     def flops(self, batch: PackedBatch) -> float:
         """Floating-point operations of a batch, forward and backward, as far as the model asks for them.
@@ -214,9 +268,21 @@ class UnifiedLM(nn.Module):
         """(B*T,) float32 negative log-likelihood of every label, zero where there is none; without gradient."""
         return self.head(self.hidden(batch).flatten(0, 1), batch.labels.flatten()).nll
 
-    def hidden(self, batch: PackedBatch) -> Tensor:
-        """(B, T, D) last hidden states; documents of one row do not see each other."""
-        x = self.embed(batch.ids, batch)
+    def visual_words(self, batch: PackedBatch, fit: str = "model") -> Divergence:
+        """How far predictions and visual words are from each other at all S places where pictures are read.
+
+        Raises:
+            ValueError: the model has no head for words.
+        """
+        if self.words is None:
+            raise ValueError("this model names nothing that it reads; train one with pretrain.model.word_head")
+        vectors = self.port(batch.slots.get("image"))
+        before = self.hidden(batch, vectors).flatten(0, 1)[places_of(batch) - 1]
+        return self.head(Visual(vectors, before, before.new_ones(len(vectors), dtype=torch.float32), fit))
+
+    def hidden(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
+        """(B, T, D) last hidden states; documents of one row do not see each other; see :meth:`embed`."""
+        x = self.embed(batch.ids, batch, vectors)
         documents = Rows.of_documents(batch.document, batch.position)
         out = self.blocks(
             inputs_embeds=x,
@@ -228,18 +294,30 @@ class UnifiedLM(nn.Module):
         )
         return out.last_hidden_state
 
-    def embed(self, ids: Tensor, batch: PackedBatch) -> Tensor:
+    def embed(self, ids: Tensor, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         """(B, T, D) input vectors: rows of ids, replaced by projected features where they are fed.
+
+        Args:
+            ids: (B, T) int64.
+            batch: what is fed where.
+            vectors: (S, D) float, what the port makes of it, if that is known.
 
         Raises:
             ValueError: more or fewer vectors than places.
         """
-        x, slots = self.embedding(ids), batch.slots.get("image")
-        fed = self.port(slots).to(x.dtype)
-        index = ids.new_zeros(0) if slots is None else slots.index
+        x, index = self.embedding(ids), places_of(batch)
+        fed = self.port(batch.slots.get("image")) if vectors is None else vectors
+        if self.words and self.words.pseudo:
+            fed = self.embedding(self.head(Visual(fed)))
         if len(index) != len(fed):
             raise ValueError(f"{len(index)} places are fed with {len(fed)} feature vectors")
-        return x.flatten(0, 1).index_copy(0, index, fed).unflatten(0, x.shape[:2])
+        return x.flatten(0, 1).index_copy(0, index, fed.to(x.dtype)).unflatten(0, x.shape[:2])
+
+
+def places_of(batch: PackedBatch) -> Tensor:
+    """(S,) int64 flat places where vectors are fed."""
+    slots = batch.slots.get("image")
+    return batch.ids.new_zeros(0) if slots is None else slots.index
 
 
 def checkpoint_blocks(blocks: nn.Module) -> None:

@@ -123,7 +123,7 @@ def open_language_model(
         )
     shape.vocab_size, shape.tie_word_embeddings = size, False
     with init_empty_weights():
-        model = new_language_model(tokenizer, "patches", shape)
+        model = new_language_model(tokenizer, LanguageConfig(port="patches"), shape)
     state, tables = State(), []
     for name, value in read_llama(folder).items():
         if name in ("model.embed_tokens.weight", "lm_head.weight"):

@@ -27,6 +27,7 @@ from lavit.arguments import (
     as_drawing_prompts,
     as_dtype,
     as_list,
+    as_plan,
     as_seeds,
     like_given,
     text_of,
@@ -39,7 +40,7 @@ from lavit.system import BATCH, Painting, System
 CARD = "# A LaVIT system\n\nOpen it with `LaVIT.from_pretrained(FOLDER)`.\n"
 
 
-Policy = Callable[[Image.Image, str], str]
+Policy = Callable[[Image.Image, str], str | None]
 
 
 class VisualTokens(NamedTuple):
@@ -72,11 +73,14 @@ class LaVIT(System):
     section 3.2). Methods that make pictures take the settings of :class:`lavit.system.Painting` too.
 
     ``policy`` is off by default: a function that is given each picture before it leaves, with the text that it was
-    drawn from ("" without one), and says why it must not ("" if it may). What it refuses raises :class:`Refused`.
+    drawn from ("" without one), and says why it must not ("" or None if it may). What it refuses raises
+    :class:`Refused`.
     """
 
     def __init__(self, parts: Parts, policy: Policy | None = None, batch: int = BATCH):
         super().__init__(parts, batch)
+        if policy is not None and not callable(policy):
+            raise ValueError(f"policy is a {type(policy).__name__}; give a function of a picture and its text")
         self.policy = policy
 
     @classmethod
@@ -117,7 +121,8 @@ class LaVIT(System):
     ) -> None:
         """Write a release folder, whole or not at all.
 
-        ``dtype`` is that of matrices on disk, ``card`` its README.md, ``shard`` the largest a file of weights may be.
+        ``dtype`` is that of matrices on disk, ``card`` its README.md, by default that of the release which was opened,
+        ``shard`` the largest a file of weights may be.
 
         Raises:
             ValueError: the folder holds something already, or cannot be written; a system that was opened in few bits
@@ -125,14 +130,16 @@ class LaVIT(System):
         """
         if self.parts.changed:
             raise ValueError(f"a system opened {self.parts.changed} cannot be saved; open it without, and save that")
-        write_release(Path(folder), self.parts, card or CARD, as_dtype(dtype) if dtype else None, shard)
+        said = card or self.parts.card or CARD
+        write_release(Path(folder), self.parts, said, as_dtype(dtype) if dtype else None, shard)
 
     def caption(self, images: Any, plan: TextPlan | None = None, seed: int | Sequence[int] = 0) -> Any:
         """What is in an image, as text; a list for a list. The ``seed`` counts where the plan draws words by lot."""
+        plan = as_plan(plan, self.plans.caption)
         several, alone = as_list(images)
         seeds = as_seeds(seed, len(several))
         prompts = [self.maker.prompt([picture], "text") for picture in self.see(several)]
-        return like_given(self.write_texts(prompts, plan or self.plans.caption, seeds), alone)
+        return like_given(self.write_texts(prompts, plan, seeds), alone)
 
     def answer(
         self,
@@ -146,16 +153,19 @@ class LaVIT(System):
         Raises:
             ValueError: an empty question, or more or fewer questions than images.
         """
+        plan = as_plan(plan, self.plans.answer)
         several, alone = as_list(images)
-        asked = [questions] if isinstance(questions, str) else list(questions)
+        asked = list(questions) if isinstance(questions, list | tuple) else [questions]
         if len(asked) != len(several):
             raise ValueError(f"{len(several)} images and {len(asked)} questions; give one question an image")
+        if strange := [question for question in asked if not isinstance(question, str)]:
+            raise ValueError(f"a question is {strange[0]!r}; ask in words")
         if not all(question.strip() for question in asked):
             raise ValueError("a question is empty; ask something")
         seeds = as_seeds(seed, len(several))
         pairs = zip(self.see(several), asked, strict=True)
         prompts = [self.maker.question_prompt(picture, question) for picture, question in pairs]
-        return like_given(self.write_texts(prompts, plan or self.plans.answer, seeds), alone)
+        return like_given(self.write_texts(prompts, plan, seeds), alone)
 
     def draw(
         self,
@@ -173,7 +183,8 @@ class LaVIT(System):
                 a string in it that ends like a picture's file, as in "cat.png", is one.
             images: an image or a list of them that the text follows; for a list of texts a list with one such entry
                 (or None) for each.
-            seed: one seed gives one drawing, whatever is drawn beside it; or a list of them, one a drawing.
+            seed: one seed gives one drawing, whatever is drawn beside it, up to rounding by a level of a pixel; or a
+                list of them, one a drawing.
             plan: how the language model samples visual words.
             candidates: drawings of each text among which the model chooses the one that it captions best with it.
             painting: guidance, steps, sampler and size of the pixel decoder.
@@ -185,10 +196,11 @@ class LaVIT(System):
         """
         candidates = as_count("candidates", self.plans.candidates if candidates is None else candidates)
         self.check_painting(painting)
+        plan = as_plan(plan, self.plans.image)
         named, alone = as_drawing_prompts(texts, images)
         seeds = as_seeds(seed, len(named))
         prompts = self.opened(named)
-        words = self.draw_best(prompts, plan or self.plans.image, candidates, seeds)
+        words = self.draw_best(prompts, plan, candidates, seeds)
         return like_given(self.paint(words, seeds, [text_of(prompt) for prompt in prompts], **painting), alone)
 
     def write(
@@ -216,7 +228,10 @@ class LaVIT(System):
         (parts,) = self.opened(named)
         start, free = self.maker.prompt(list(parts), "text"), self.maker.prompt([], "image")
         end, places = self.text.eos_token_id, self.tokenizer.places
-        plans = (text_plan or dataclasses.replace(self.plans.caption, beams=1), image_plan or self.plans.image)
+        plans = (
+            as_plan(text_plan, dataclasses.replace(self.plans.caption, beams=1)),
+            as_plan(image_plan, self.plans.image),
+        )
         (spans,) = write_interleaved(self.model, [start], free, *plans, [seed], end, places, pictures)
         out: list[str | Image.Image] = []
         said = text_of(parts)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from accelerate import cpu_offload
 from torch import nn
+
+
+def check_bits(bits: int) -> None:
+    """Raise ValueError unless weights can be put into so many bits here."""
+    if bits not in (4, 8):
+        raise ValueError(f"bits is {bits}; choose 8 or 4, or none for the weights as they are")
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("weights in few bits need bitsandbytes; `pip install bitsandbytes`, or leave bits out")
 
 
 def quantize(module: nn.Module, bits: int, device: torch.device) -> None:
@@ -16,14 +26,9 @@ def quantize(module: nn.Module, bits: int, device: torch.device) -> None:
     Raises:
         ValueError: another number of bits, or bitsandbytes is not installed.
     """
-    if bits not in (4, 8):
-        raise ValueError(f"bits is {bits}; choose 8 or 4, or none for the weights as they are")
-    try:
-        from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
-    except ImportError:
-        raise ValueError(
-            "weights in few bits need bitsandbytes; `pip install bitsandbytes`, or leave bits out"
-        ) from None
+    check_bits(bits)
+    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
+
     layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     for name, layer in layers:
         weight, sizes = layer.weight.data, (layer.in_features, layer.out_features, layer.bias is not None)

@@ -31,11 +31,13 @@ from lavit.config import load, read_layers, to_yaml
 from lavit.data.text import open_text_tokenizer
 from lavit.generation import ImagePlan, TextPlan
 from lavit.layers.lora import without_lora
-from lavit.model import ModelConfig, UnifiedLM
-from lavit.placement import offload, quantize
+from lavit.model import ModelConfig, UnifiedLM, WordHeadConfig, check_reading
+from lavit.placement import check_bits, offload, quantize
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
 from lavit.renderers.folder import load_diffusers, save_diffusers
+from lavit.runs import let_others_read
 from lavit.tokenizers.merger import Merger
+from lavit.tokenizers.patches import PatchTokenizer
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 from lavit.weights import file_digest, fill, read_tensors, stored
 
@@ -56,11 +58,13 @@ class GenerationConfig:
 
 @dataclass
 class LanguageConfig:
-    """``row``, ``read`` and ``port`` as in the settings of pretraining."""
+    """``row``, ``read`` and what is read as in the settings of pretraining."""
 
     row: int = 256
     read: str = "features"
     port: str = "features"
+    projector: str = "linear"
+    word_head: WordHeadConfig | None = None
 
 
 @dataclass
@@ -86,6 +90,7 @@ class Parts:
     language: LanguageConfig
     generation: GenerationConfig
     changed: str = ""  # how it was opened otherwise than it was saved
+    card: str = ""  # its README.md
 
 
 def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None = None, shard: str = SHARD) -> None:
@@ -110,6 +115,7 @@ def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | No
     try:
         draft.mkdir(parents=True)
         _write(draft, parts, card, dtype, shard)
+        let_others_read(draft)
         if folder.is_dir():
             folder.rmdir()
         draft.rename(folder)
@@ -141,7 +147,7 @@ def _write(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None, sha
     config = ReleaseConfig(FORMAT, parts.tokenizer.config, parts.language, decoder, parts.generation, files)
     config = _without_paths(config)
     (folder / "config.yaml").write_text(to_yaml(config))
-    (folder / "README.md").write_text(card)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -194,11 +200,19 @@ def read_config(folder: Path, verify: bool = True) -> ReleaseConfig:
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is no release: it has no config.yaml; give a folder that save_pretrained wrote")
     found = read_layers(folder / "config.yaml")[0][1].get("format")
+    if found is None:
+        raise ValueError(
+            f"{folder} is no release: its config.yaml names no format; give one that save_pretrained wrote"
+        )
     if found != FORMAT:
         raise ValueError(f"{folder} has format {found}, and this lavit reads {FORMAT}; install the other version")
     config = load(ReleaseConfig, folder / "config.yaml")
+    check_reading(config.language_model.port, config.language_model.read, f"{folder}/config.yaml: language_model")
+    if outside := [name for name in config.files if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ValueError(f"{folder}/config.yaml names files outside of the release: {', '.join(outside[:5])}")
     there = {path.relative_to(folder).as_posix() for path in _files(folder)} - {"config.yaml", "README.md"}
-    if strange := sorted(name for name in there - config.files.keys() if not name.startswith(".")):
+    hidden = {name for name in there if any(part.startswith(".") for part in Path(name).parts)}
+    if strange := sorted(there - hidden - config.files.keys()):
         raise ValueError(f"the release {folder} has files that its config.yaml does not know: {', '.join(strange[:5])}")
     missing = [name for name in config.files if not (folder / name).is_file()]
     altered = [] if missing or not verify else [n for n, sha in config.files.items() if file_digest(folder / n) != sha]
@@ -227,7 +241,10 @@ def describe(folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "megabytes": round(sum(path.stat().st_size for path in _files(folder)) / 1e6, 1),
         "parameters": counts,
-        "vocabulary": {"text": shape.vocab_size, "codes": tokenizer.quantizer.codes},
+        "vocabulary": {
+            "text": shape.vocab_size,
+            "codes": tokenizer.vocabulary(shape.vocab_size, config.language_model.port).codes,
+        },
         "patches": tokenizer.encoder.patches,
         "reads": tokenizer.encoder.image_size,
         "draws": config.decoder.image_size if config.decoder is not None else None,
@@ -251,18 +268,21 @@ def read_release(
     """
     if bits and offloaded:
         raise ValueError("bits and offload do not go together; choose one of them")
+    if bits is not None:
+        check_bits(bits)
     config = read_config(folder, verify)
     text = open_text_tokenizer(folder / "language_model")
     shape = AutoConfig.from_pretrained(folder / "language_model")
 
-    def new_tokenizer() -> Tokenizer:
-        tokenizer = Tokenizer(config.tokenizer, pretrained=False)
+    def new_tokenizer() -> Tokenizer | PatchTokenizer:
+        unmerged = config.language_model.port == "unmerged"
+        tokenizer = PatchTokenizer(config.tokenizer) if unmerged else Tokenizer(config.tokenizer, pretrained=False)
         tokenizer.encoder.drop_classifier()
         return tokenizer
 
     tokenizer = _filled(new_tokenizer, folder / "tokenizer", torch.float32)
     twins = ("head.text", "embedding.text.weight") if shape.tie_word_embeddings else None
-    new = lambda: new_language_model(config.tokenizer, config.language_model.port, shape)  # noqa: E731
+    new = lambda: new_language_model(config.tokenizer, config.language_model, shape)  # noqa: E731
     model = _filled(new, folder / "language_model", dtype, twins)
     if twins:
         model.head.text = model.embedding.text.weight
@@ -280,18 +300,20 @@ def read_release(
         encoder = config.tokenizer.encoder
         renderer = load_diffusers(folder / "decoder", config.decoder, encoder.width, encoder.patches, dtype).to(device)
     changed = f"in {bits} bits" if bits else "offloaded" if offloaded else ""
-    return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation, changed)
+    card = folder / "README.md"
+    said = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation, changed, said)
 
 
-def new_language_model(tokenizer: TokenizerConfig, port: str, shape: PretrainedConfig) -> UnifiedLM:
+def new_language_model(tokenizer: TokenizerConfig, config: LanguageConfig, shape: PretrainedConfig) -> UnifiedLM:
     """An untrained model of a tokenizer's words; ``shape`` is transformers' of the text part."""
-    merger = None
+    merger, port = None, config.port
     if port == "patches":
         merger = Merger(tokenizer.encoder.width, tokenizer.encoder.patches, tokenizer.merger, tokenizer.attention)
     return UnifiedLM(
-        ModelConfig(port=port),
-        tokenizer.vocabulary(shape.vocab_size),
-        tokenizer.merger.width,
+        ModelConfig(port=port, projector=config.projector, word_head=config.word_head),
+        tokenizer.vocabulary(shape.vocab_size, port),
+        tokenizer.fed_width(port),
         llm=AutoModelForCausalLM.from_config(shape),
         merger=merger,
     )

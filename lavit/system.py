@@ -20,6 +20,7 @@ from lavit.release import GenerationConfig, LanguageConfig, Parts
 from lavit.tokenizers.codes import pad_codes
 from lavit.tokenizers.encoders import to_pixels
 from lavit.tokens import Picture, Tokens
+from lavit.vocabulary import UNDERSTANDS
 from lavit.workspace import Workspace
 
 BATCH = 64
@@ -51,7 +52,8 @@ class System:
     def from_run(cls, work: Workspace, renders: bool = True) -> Self:
         """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
         stage, cfg = work.experiment.pretrain, work.experiment.evaluation
-        language = LanguageConfig(stage.row, stage.read, stage.model.port)
+        model = stage.model
+        language = LanguageConfig(stage.row, stage.read, model.port, model.projector, model.word_head)
         plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates)
         renderer = work.renderer() if renders else None
         parts = Parts(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), language, plans)
@@ -100,6 +102,8 @@ class System:
 
     def encode(self, images: list[Any], count: int | None = None) -> Iterator[Tokens]:
         """Tokens of images, batch by batch; ``count`` of each, or as many as its content asks for."""
+        if count is not None:
+            count = as_count("tokens", count, 1, self.tokenizer.config.encoder.patches)
         for part in batches(range(len(images)), self.batch):
             pixels = self.pixels([images[n] for n in part], part)
             yield self.tokenizer.encode(pixels.to(self.device), tokens=count)
@@ -182,6 +186,8 @@ class System:
         """
         if strange := sorted(painting.keys() - Painting.__annotations__.keys()):
             raise TypeError(f"unknown settings of the pixel decoder: {', '.join(strange)}")
+        if not self.model.vocabulary.words:
+            raise ValueError(UNDERSTANDS)
         if self.renderer is None:
             raise ValueError("this system has no pixel decoder; it cannot make pictures")
         config = self.renderer.config

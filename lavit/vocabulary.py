@@ -12,10 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+UNDERSTANDS = "this model understands pictures and cannot draw: it has no visual words (pretrain.model.port: unmerged)"
+
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Global ids: text ``[0, text_size)``, then the image's begin and end, then ``codes`` × ``gaps`` visual words."""
+    """Global ids: text ``[0, text_size)``, then the image's begin and end, then ``codes`` × ``gaps`` visual words.
+
+    Without codes pictures are understood and not drawn: where vectors are fed, ``[IMG]`` holds their places.
+    """
 
     text_size: int
     codes: int

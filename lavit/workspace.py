@@ -33,7 +33,7 @@ from lavit.data.mixture import Mixture
 from lavit.data.shards import Shards
 from lavit.data.text import open_text_tokenizer
 from lavit.data.texts import TextSet
-from lavit.experiment import Experiment
+from lavit.experiment import Experiment, PretrainStage
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.renderers.latents import open_vae
@@ -41,6 +41,7 @@ from lavit.runs import Progress, stage_folder
 from lavit.tokenizers.codes import CodeSet, PatchCodeSet
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
+from lavit.tokenizers.patches import PatchSet, PatchTokenizer
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.vocabulary import Vocabulary
 from lavit.weights import file_digest, load_weights
@@ -102,13 +103,24 @@ class Workspace:
             write_array(path, torch.cat([encoder.raw_and_head(pixels)[1] for pixels in parts]).numpy())
         return torch.from_numpy(np.load(path))
 
-    def codes(self, part: str, split: str) -> CodeSet:
-        """The extracted tokens of a split, by the numbers of its pictures, with what the port reads of them."""
+    def codes(self, part: str, split: str) -> CodeSet | PatchSet:
+        """The extracted tokens of a split, by the numbers of its pictures, with what the port reads of them.
+
+        They are patches without codes where the port merges nothing.
+        """
+        port = self.experiment.pretrain.model.port
         folders = [self.code_folder(part, tar) for tar in self.shards(part, split).paths]
-        if self.experiment.pretrain.model.port == "features":
+        if port == "features":
             return CodeSet(folders)
         pictures, encoder = self.pictures(part, split), self.experiment.tokenizer.model.encoder
-        return PatchCodeSet(folders, lambda number: pictures.inputs([number], encoder.image_size)[0], encoder.patches)
+
+        def inputs(number: int) -> Tensor:
+            return pictures.inputs([number], encoder.image_size)[0]
+
+        if port == "unmerged":
+            cached = self.experiment.tokenizer.cache_features
+            return PatchSet(len(self.shards(part, split)), inputs, encoder.patches, cached)
+        return PatchCodeSet(folders, inputs, encoder.patches)
 
     def code_folder(self, part: str, tar: Path) -> Path:
         """Where the codes of a tar of pictures are."""
@@ -139,8 +151,10 @@ class Workspace:
         tokenizer.encoder = self.encoder()
         return tokenizer
 
-    def tokenizer(self) -> Tokenizer:
-        """The trained tokenizer, in evaluation mode."""
+    def tokenizer(self) -> Tokenizer | PatchTokenizer:
+        """The trained tokenizer, in evaluation mode; the encoder alone where the port merges nothing."""
+        if self.experiment.pretrain.model.port == "unmerged":
+            return PatchTokenizer(self.experiment.tokenizer.model, self.encoder()).eval()
         blank = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed, pretrained=False)
         return load_weights(blank, self.run / "tokenizer" / "tokenizer.safetensors")
 
@@ -151,22 +165,23 @@ class Workspace:
 
     def new_model(self) -> UnifiedLM:
         e = self.experiment
-        vocabulary = e.tokenizer.model.vocabulary(len(self.text_tokenizer()))
-        # The port's merger begins as the tokenizer's, whose own stays as it is and makes the ids.
+        port, config = e.pretrain.model.port, e.tokenizer.model
+        vocabulary, width = config.vocabulary(len(self.text_tokenizer()), port), config.fed_width(port)
         merger = encoder = None
-        if e.pretrain.model.port == "patches":
+        if port != "features":
             tokenizer = self.tokenizer()
-            merger, encoder = tokenizer.merger, None if e.tokenizer.cache_features else tokenizer.encoder
-        width = e.tokenizer.model.merger.width
+            # The port's merger begins as the tokenizer's, whose own stays as it is and makes the ids.
+            merger = tokenizer.merger if port == "patches" else None
+            encoder = None if e.tokenizer.cache_features else tokenizer.encoder
         return UnifiedLM(e.pretrain.model, vocabulary, width, e.seed, merger=merger, encoder=encoder)
 
     def model(self) -> UnifiedLM:
         """The pretrained language model, in evaluation mode."""
         return load_weights(self.new_model(), self.run / "pretrain" / "model.safetensors")
 
-    def mixture(self, vocabulary: Vocabulary, split: str = "train") -> Mixture:
-        """The documents of a split, of captioned pictures and of those with questions."""
-        stage = self.experiment.pretrain
+    def mixture(self, vocabulary: Vocabulary, split: str = "train", stage: PretrainStage | None = None) -> Mixture:
+        """A split's documents of captioned pictures and of those with questions, for a phase or all of stage 2."""
+        stage = stage or self.experiment.pretrain
         sets = {part: (self.codes(part, split), self.shards(part, split).describe) for part in self.parts()}
         maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row, stage.read)
         texts = TextSet(self.run / "text", split) if self.experiment.data.text else None

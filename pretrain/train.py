@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 
 import torch
@@ -13,14 +14,14 @@ from lavit.data.order import Place
 from lavit.data.packing import document_length, pack, rows_for, with_common_total
 from lavit.data.text import train_text_tokenizer
 from lavit.data.words import train_word_tokenizer, word_vectors
-from lavit.experiment import Experiment, run_stage
+from lavit.experiment import Experiment, PretrainStage, run_stage
 from lavit.model import UnifiedLM
-from lavit.runs import is_done, mark_done
+from lavit.runs import is_done, mark_done, written_whole
 from lavit.tokens import PackedBatch
 from lavit.training.engine import start_processes
 from lavit.training.loop import train
 from lavit.training.validation import Validation
-from lavit.weights import save_weights
+from lavit.weights import load_weights, save_weights
 from lavit.workspace import Workspace
 
 
@@ -42,9 +43,35 @@ def main(experiment: Experiment, run: Path) -> None:
 
 
 def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
-    """Train ``model`` as the ``pretrain`` section says, from the weights that it has."""
-    stage, seed, folder = work.experiment.pretrain, work.experiment.seed, work.folder("pretrain")
-    mixture = work.mixture(model.vocabulary)
+    """Train ``model`` as the ``pretrain`` section says, phase by phase, from the weights that it has."""
+    folder, parts = work.folder("pretrain"), work.experiment.pretrain.parts()
+    for name, stage in parts.items():
+        path = folder / name / "model.safetensors"
+        if name and is_done(path.parent):
+            continue
+        before = [folder / other for other in list(parts)[: list(parts).index(name)]]
+        if before:  # on a model of its own: an engine leaves hooks in the one that it trained
+            model = load_weights(work.new_model(), before[-1] / "model.safetensors")
+        train_phase(work, model, stage, folder / name)
+        if rank == 0:
+            save_weights(model, path)
+            if name:
+                mark_done(path.parent, {"steps": stage.train.steps})
+        torch.distributed.barrier()
+    if rank == 0:
+        last = folder / list(parts)[-1] / "model.safetensors"
+        if last.parent != folder:
+            with written_whole(folder / "model.safetensors") as draft:
+                shutil.copyfile(last, draft)
+        steps = sum(stage.train.steps for stage in parts.values())
+        mark_done(folder, {"steps": steps, "vocabulary": model.vocabulary.size})
+
+
+def train_phase(work: Workspace, model: UnifiedLM, stage: PretrainStage, folder: Path) -> None:
+    """Train ``model`` as ``stage`` says, in ``folder``."""
+    seed = work.experiment.seed
+    model.words = stage.model.word_head
+    mixture = work.mixture(model.vocabulary, stage=stage)
 
     @functools.lru_cache(maxsize=1)
     def step_of(step: int, world: int) -> tuple[list[Document], list[list[list[int]]], dict[str, float]]:
@@ -59,7 +86,7 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
 
     validate = None
     if stage.train.validate_every:
-        held_out = work.mixture(model.vocabulary, "validation")
+        held_out = work.mixture(model.vocabulary, "validation", stage)
         validate = Validation(model, held_out, stage.row, stage.validation, seed)
 
     train(
@@ -72,9 +99,6 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
         counts=lambda batch: batch.counts,
         flops=model.flops,
     )
-    if rank == 0:
-        save_weights(model, folder / "model.safetensors")
-        mark_done(folder, {"steps": stage.train.steps, "vocabulary": model.vocabulary.size})
 
 
 def make_text_tokenizer(work: Workspace, folder: Path) -> None:

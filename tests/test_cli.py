@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lavit import cli
@@ -74,7 +75,8 @@ def test_tokens(system, work, capsys):
     marks = "".join(lines[2:]).split()
     assert [place for place, mark in enumerate(marks) if mark == "#"] == found.places.tolist() and len(marks) == 16
     one, other = rows(run(capsys, "tokens", "a.png", "b.jpg", "--tokens", "5", "--json"))
-    assert one == {"image": "a.png", "grid": 4, "places": found.places.tolist(), "words": found.words.tolist()}
+    said = {name: getattr(found, name).tolist() for name in ("places", "codes", "words")}
+    assert one == {"image": "a.png", "grid": 4, **said}
     assert other["image"] == "b.jpg"
     assert "17" in run(capsys, "tokens", "a.png", "--tokens", "17", code=2)
 
@@ -189,12 +191,18 @@ def test_a_full_disk_leaves_nothing(work, capsys, monkeypatch):
         (["draw", "a cat", "--candidates", "-2"], "candidates is -2"),
         (["draw", "a cat", "--temperature", "-1"], "temperature is -1"),
         (["draw", "a cat", "--top-p", "0"], "top_p is 0"),
-        (["draw", "a cat", "--tokens", "0"], "max_tokens 0"),
+        (["draw", "a cat", "--tokens", "0"], "at most 0 tokens leave nothing"),
+        (["draw", "a.png"], "a.png is a file and stands where the text is expected; give it by --image"),
+        (["draw", "caf\udce9"], "is not valid Unicode"),
+        (["draw", "a cat", "--out", "-"], "--out - names no file"),
+        (["draw", "a cat", "--out", "/dev/null", "--force"], "/dev/null is a link or a device"),
+        (["draw", "a cat", "--out", "cat.xbm"], "no known picture format"),
+        (["caption", "a.png", "--device", "meta"], "device meta cannot be used"),
         (["draw", "a cat", "--seed", str(2**70)], f"seed is {2**70}"),
         (["reconstruct", "a.png", "--tokens", "0"], "tokens is 0"),
         (["reconstruct", "a.png", "--seed", str(-(2**70))], "seed is -"),
         (["caption", "a.png", "--beams", "0"], "beams is 0"),
-        (["caption", "a.png", "--max-tokens", "0"], "max_tokens 0"),
+        (["caption", "a.png", "--max-tokens", "0"], "at most 0 tokens leave nothing"),
         (["caption", "a.png", "--model", "."], "is no release"),
         (["caption", "a.png", "--model", "gone"], "gone is no release"),
         (["caption", "a.png", "--device", "abacus"], "device abacus cannot be used"),
@@ -215,10 +223,37 @@ def test_no_release_comes_with_the_package(work, capsys, monkeypatch):
     assert "(--model), or set $LAVIT_MODEL" in run(capsys, "caption", "a.png", code=2)
 
 
-def test_what_a_policy_keeps_back_is_1(system, work, capsys, monkeypatch):
+def test_a_file_that_another_program_makes_meanwhile_stays(system, work, capsys, monkeypatch):
+    class Slow(LaVIT):
+        def draw(self, *arguments, **options):
+            Path("drawing.png").write_text("theirs")
+            return super().draw(*arguments, **options)
+
+    monkeypatch.setattr(cli, "opened", lambda arguments: Slow(system.parts))
+    assert "made by another program meanwhile" in run(capsys, "draw", "a hat", code=2)
+    assert Path("drawing.png").read_text() == "theirs" and not list(Path().glob(".*.tmp"))
+    run(capsys, "draw", "a hat", "--force")
+    assert Path("drawing.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_links_are_not_followed(system, work, capsys):
+    Path("link.png").symlink_to("nowhere.png")
+    assert "is a link" in run(capsys, "draw", "a hat", "--out", "link.png", code=2)
+    assert not Path("nowhere.png").exists()
+
+
+def test_too_little_memory_is_one_line(work, capsys, monkeypatch):
+    def hungry(arguments):
+        torch.empty(2**60)
+
+    monkeypatch.setattr(cli, "opened", hungry)
+    assert "try a smaller --batch" in run(capsys, "caption", "a.png", code=2)
+
+
+def test_what_a_policy_keeps_back_is_not_written(system, work, capsys, monkeypatch):
     careful = LaVIT(system.parts, lambda picture, text: "no cats" if "cat" in text else "")
     monkeypatch.setattr(cli, "opened", lambda arguments: careful)
-    assert "no cats" in run(capsys, "draw", "a cat", code=1)
+    assert "no cats" in run(capsys, "draw", "a cat", code=2)
     assert not Path("drawing.png").exists()
     run(capsys, "draw", "a hat")
 

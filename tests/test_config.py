@@ -17,7 +17,8 @@ from lavit.config import (
 )
 from lavit.experiment import Experiment, load_experiment
 
-READY = sorted((Path(__file__).parents[1] / "configs" / "lavit").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+READY = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "data")
 
 
 @dataclass
@@ -250,7 +251,7 @@ def test_changed_keys():
     assert changed_keys(old, old) == []
 
 
-@pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", READY, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_ready_configs_load_and_survive_a_round_trip(path, tmp_path):
     experiment = load_experiment(path)
     assert isinstance(experiment, Experiment) and experiment.tokenizer.model.encoder.layers

@@ -150,8 +150,20 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
             ["tokenizer.model.places={every: 4}", "tokenizer.model.selection={gain: {rho: 0.1}}"],
             "rho is 0.1, which is 6.4",
         ),
-        (["pretrain.read=pixels"], "pretrain.read 'pixels' is unknown; choose features, ids, nothing"),
-        (["pretrain.model.port=pixels"], "pretrain.model.port 'pixels' is unknown; choose features or patches"),
+        (["pretrain.read=pixels"], "pretrain: read 'pixels' is unknown; choose features, ids, nothing"),
+        (["pretrain.model.port=pixels"], "pretrain: port 'pixels' is unknown; choose features, patches, unmerged"),
+        (["pretrain.model.projector=cubic"], "pretrain.model.projector 'cubic' is unknown; choose linear, mlp"),
+        (["pretrain.model.word_head={fit: all}"], "word_head.fit 'all' is unknown; choose nothing, head, model"),
+        (
+            ["pretrain.model.port=unmerged"],
+            "understands pictures and cannot draw them",
+        ),
+        (["pretrain.phases={a: {train: {step: 3}}}"], "pretrain.phases.a: unknown key 'train.step'; did you mean"),
+        (["pretrain.phases={a: {train: {steps: many}}}"], "pretrain.phases.a: bad value for 'train.steps'"),
+        (["pretrain.phases={a: {model: {projector: mlp}}}"], "a phase trains the model of the others"),
+        (["pretrain.phases={a: {text: {trained: {vocabulary: 300}}}}"], "all phases have one text tokenizer"),
+        (["pretrain.phases={a: {phases: {}}}"], "pretrain.phases.a: a phase has a plain word for a name"),
+        (["pretrain.phases={a: {train: {precision: fp8}}}"], "pretrain.phases.a.train.precision 'fp8' is unknown"),
         (["evaluation.answer.beams=0"], "evaluation.answer.beams is 0; it must be at least 1"),
         (["evaluation.image.top_p=2"], "evaluation.image.top_p is 2.0; it must be above 0 and at most 1"),
         (["pretrain.model.llm={asset: smollm2}"], "pretrain.text.asset is None; .* set both alike"),
@@ -285,3 +297,18 @@ def test_what_changes_no_result_may_change_within_a_run(argv, tmp_path):
     run_stage(lambda *given: None, None, [*argv, "demo.processes=2", "pretrain.train.workers=3"])
     assert load(Experiment, tmp_path / "run" / "config.yaml").pretrain.train.workers == 3
     assert ended(lambda *given: None, None, [*argv, "pretrain.train.steps=3"]) == 2
+
+
+def test_phases_are_the_section_with_some_settings_of_their_own():
+    overrides = [
+        "pretrain.train.batch=8",
+        "pretrain.phases={first: {train: {steps: 2, optimizer: {trained: ['port.*']}}}, second: {}, third: {}}",
+        "pretrain.phases.first.train.steps=5",
+        "pretrain.phases.third=null",
+    ]
+    experiment = load_experiment(ROOT / "configs" / "lavit" / "demo.yaml", overrides)
+    parts = experiment.pretrain.parts()
+    assert list(parts) == ["first", "second"] and all(not part.phases for part in parts.values())
+    assert parts["first"].train.steps == 5 and parts["first"].train.optimizer.trained == ["port.*"]
+    assert parts["second"].train == experiment.pretrain.train and parts["first"].train.batch == 8
+    assert load_experiment(ROOT / "configs" / "lavit" / "demo.yaml").pretrain.parts().keys() == {""}

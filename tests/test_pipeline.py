@@ -99,7 +99,7 @@ def test_a_budget_below_the_anchors_has_no_words_but_a_picture(system, images, t
     images[reach.index(False)].save(tmp_path / "a.png")
     monkeypatch.setattr(cli, "opened", lambda arguments: placed)
     assert cli.main(["tokens", str(tmp_path / "a.png"), "--tokens", "3"]) == 0
-    assert "3 of 16 patches\n  too few for words" in capsys.readouterr().out
+    assert "3 of 16 patches\n  no words: they say places" in capsys.readouterr().out
 
 
 def test_seeds_decide_what_is_drawn(system):
@@ -129,6 +129,34 @@ def test_images_beside_a_list_of_texts_may_be_one_array_of_them(system, images):
     pixels = np.stack([np.asarray(image) for image in images[:2]])
     each = system.draw(TEXTS[:2], images=list(images[:2]), seed=1)
     assert all(same(a, b) for a, b in zip(system.draw(TEXTS[:2], images=pixels, seed=1), each, strict=True))
+
+
+def test_images_of_one_prompt_may_be_a_tuple_and_batches_arrays(system, images):
+    one = np.array(system.draw("a cat", images=images[:2], seed=1))
+    assert np.array_equal(system.draw("a cat", images=tuple(images[:2]), seed=1), one)
+    pixels = np.stack([np.array(image.resize((40, 40))) for image in images[:2]])
+    assert system.caption(pixels) == system.caption(list(pixels))
+
+
+@pytest.mark.parametrize(
+    "call, said",
+    [
+        (lambda s, i: s.caption(i, ImagePlan()), "plan is a ImagePlan; give a TextPlan"),
+        (lambda s, i: s.caption(i, {"beams": 2}), "plan is a dict; give a TextPlan"),
+        (lambda s, i: s.caption(i, TextPlan(max_tokens=2.5)), "max_tokens is 2.5; give a whole number"),
+        (lambda s, i: s.draw("a cat", plan=TextPlan()), "plan is a TextPlan; give a ImagePlan"),
+        (lambda s, i: s.answer(i, None), "a question is None"),
+        (lambda s, i: s.answer([i], [3]), "a question is 3"),
+        (lambda s, i: s.draw("a cat", seed="12"), "seed is 12"),
+        (lambda s, i: s.draw(["a", "b"], seed={1, 2}), "seed is"),
+        (lambda s, i: s.answer(i, "caf\udce9"), "is not valid Unicode"),
+        (lambda s, i: s.caption(Image.new("RGB", (0, 5))), "there is nothing to see"),
+        (lambda s, i: s.reconstruct(i, tokens=2.5), "tokens is 2.5; give a whole number, from 1 to 16"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said(system, images, call, said):
+    with pytest.raises(ValueError, match=said):
+        call(system, images[0])
 
 
 def test_a_broken_image_is_called_by_its_place_in_the_list(system, images, monkeypatch):

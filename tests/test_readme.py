@@ -71,10 +71,9 @@ def test_modules_exist():
 def test_example_configs_load(tmp_path):
     examples = [text for language, text in FENCED.findall(README) if language == "yaml"]
     found = []
-    for path in (ROOT / "configs" / "lavit").glob("*.yaml"):
-        shutil.copy(path, tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for index, text in enumerate(examples):
-        path = tmp_path / f"example{index}.yaml"
+        path = tmp_path / "configs" / "lavit" / f"example{index}.yaml"
         path.write_text(text)
         found.append(load_experiment(path))
     images, language, decoder = found

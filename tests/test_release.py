@@ -52,6 +52,39 @@ def test_nothing_is_pickled_and_every_file_has_a_digest(folder):
     assert set(read_config(folder).files) == files - {"config.yaml", "README.md"}
 
 
+def test_whoever_may_read_new_files_may_read_all_of_it(folder, tmp_path):
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
+def test_a_copy_keeps_the_card_unless_it_gets_another(folder, tmp_path):
+    system = LaVIT.from_pretrained(folder, "cpu")
+    system.save_pretrained(tmp_path / "copy")
+    system.save_pretrained(tmp_path / "other", card="# Other")
+    assert (tmp_path / "copy" / "README.md").read_text() == "# Card"
+    assert (tmp_path / "other" / "README.md").read_text() == "# Other"
+
+
+def test_settings_that_cannot_be_are_said_before_anything_is_opened(folder, tmp_path):
+    place = copy(folder, tmp_path)
+    (place / "language_model" / ".DS_Store").touch()
+    read_config(place)
+    text = (place / "config.yaml").read_text()
+    for old, new, said in (
+        ("port: features", "port: foo", "language_model: port 'foo' is unknown"),
+        ("format:", "farmat:", "names no format"),
+        ("files:", "files:\n  ../secret: abc", "names files outside of the release: ../secret"),
+    ):
+        (place / "config.yaml").write_text(text.replace(old, new, 1))
+        with pytest.raises(ValueError, match=said):
+            LaVIT.from_pretrained(place, "cpu")
+    with pytest.raises(ValueError, match="bits is 0; choose 8 or 4"):
+        LaVIT.from_pretrained(folder, "cpu", bits=0)
+    with pytest.raises(ValueError, match="policy is a int"):
+        LaVIT.from_pretrained(folder, "cpu", policy=3)
+
+
 def test_diffusers_opens_its_part_alone(system, folder):
     unet = UNet2DConditionModel.from_pretrained(folder / "decoder" / "unet")
     state = system.renderer.unet.state_dict()

@@ -25,7 +25,9 @@ from lavit.data.images import ImageError
 from lavit.pages.pictures import FRAME, SHADE
 from lavit.pipeline import LaVIT, VisualTokens
 from lavit.release import Parts
-from lavit.serve import listen, page, serve, views
+from lavit.serve import page, views
+from lavit.serve.listening import address_of, listen
+from lavit.serve.page import serve
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -246,7 +248,7 @@ def test_signals_end_it_and_leave_no_uploads(system, tmp_path, monkeypatch, caps
 
     before = signal.getsignal(signal.SIGTERM)
     with listen("127.0.0.1", 0) as listening:
-        visitor = threading.Thread(target=visit, args=[page.address_of(listening)])
+        visitor = threading.Thread(target=visit, args=[address_of(listening)])
         visitor.start()
         with pytest.raises(KeyboardInterrupt):
             serve(system, listening)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lavit.tokens import Feed, Learn, Picture, Span
-from lavit.vocabulary import Vocabulary
+from lavit.vocabulary import UNDERSTANDS, Vocabulary
 
 log = logging.getLogger(__name__)
 Document = list[Span]
@@ -86,10 +86,12 @@ class DocumentMaker:
         ends the prompt. ``<s>`` begins a prompt that begins with text.
 
         Raises:
-            ValueError: something else is to follow, or a text on nothing.
+            ValueError: something else is to follow, a text on nothing, or an image of a model that draws none.
         """
         if then not in ("text", "image"):
             raise ValueError(f"a prompt for '{then}' is unknown; choose text or image")
+        if then == "image" and not self.vocabulary.words:
+            raise ValueError(UNDERSTANDS)
         if then == "text" and not parts:
             raise ValueError("a prompt of no parts leaves nothing to continue; give it a text or a picture")
         document: Document = []
@@ -130,6 +132,10 @@ class DocumentMaker:
         return [*document[:place], document[place]._replace(ids=ids[: len(ids) - excess]), *document[place + 1 :]]
 
     def _text(self, text: str, begin: bool = True, end: bool = True) -> Span:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the text {text!r} is not valid Unicode; write it in UTF-8") from None
         ids = self.text(text, add_special_tokens=False)["input_ids"]
         first = [self.text.bos_token_id] if begin else []
         last = [self.text.eos_token_id] if end else []
@@ -137,8 +143,8 @@ class DocumentMaker:
 
     def _image_ids(self, codes: Tensor) -> Span:
         v = self.vocabulary
-        ids = torch.cat([torch.tensor([v.image_begin]), v.to_ids(codes), torch.tensor([v.image_end])])
-        return Span("image", ids)
+        words = v.to_ids(codes) if v.words else torch.full_like(codes, v.image_begin)
+        return Span("image", torch.cat([torch.tensor([v.image_begin]), words, torch.tensor([v.image_end])]))
 
     def _read_image(self, picture: Picture) -> Span:
         """A picture that is to be understood; the beginning of a text in place of one that is not to be seen."""

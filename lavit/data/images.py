@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def open_image(source: bytes | Path, name: str) -> Image.Image:
     if not data:
         raise ImageError(f"image '{name}' is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with warnings.catch_warnings():  # what it would warn of is an error below
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        with image:
             if image.width * image.height > Image.MAX_IMAGE_PIXELS:  # Pillow only warns up to twice as many
                 raise Image.DecompressionBombError
             image.seek(0)
@@ -72,6 +76,8 @@ def as_image(value: Any, name: str = "image") -> Image.Image:
     if isinstance(value, bytes):
         return open_image(value, name)
     if isinstance(value, Image.Image):
+        if 0 in value.size:
+            raise ImageError(f"image '{name}' is {value.width}×{value.height} pixels; there is nothing to see")
         try:
             return _on_white(ImageOps.exif_transpose(value))
         except Exception as error:

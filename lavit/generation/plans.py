@@ -51,6 +51,9 @@ def check_plan(plan: TextPlan | ImagePlan, name: str | None = None) -> None:
         ValueError: limits that leave nothing, a temperature, top_k or top_p out of range, or beams that cannot be.
     """
     name = name or type(plan).__name__
+    for key in ("min_tokens", "max_tokens", "top_k", "beams"):
+        if not isinstance(getattr(plan, key, 0), int):
+            raise ValueError(f"{name}.{key} is {getattr(plan, key)}; give a whole number")
     what, least = ("image", 1) if isinstance(plan, ImagePlan) else ("text", 0)
     if not least <= plan.min_tokens <= plan.max_tokens or plan.max_tokens < 1:
         raise ValueError(f"{name}.min_tokens {plan.min_tokens} and max_tokens {plan.max_tokens} leave no {what}")

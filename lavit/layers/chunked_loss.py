@@ -1,18 +1,53 @@
-"""Next-token loss that never holds all logits: at 8,192 tokens and 65,536 ids they and their gradients take 6 GiB.
+"""Losses over a vocabulary that never hold all logits: at 8,192 tokens and 65,536 ids these take 6 GiB with gradients.
 
-The loss is a sum with known weights, so a chunk's gradient is known as soon as its logits are: it is taken in the
-forward pass, the logits are dropped, and the backward pass only scales what was found. Nothing is computed twice.
+Targets are ids, or distributions over all ids. A loss is a sum with known weights, so a chunk's gradient is known as
+soon as its logits are: it is taken in the forward pass, the logits are dropped, and the backward pass only scales what
+was found. Nothing is computed twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 AT_ONCE = 2**25  # logits of a chunk: 128 MiB in float32
+Distributions = Callable[[slice], Tensor]
+
+
+class Divergence(NamedTuple):
+    """Of N places: loss (), Σ weights · KL(target ‖ prediction), with gradient; without any kl (N,), and the entropies
+    (N,) of the target and of the prediction, float32, in nats."""
+
+    loss: Tensor
+    kl: Tensor
+    target_entropy: Tensor
+    entropy: Tensor
+
+
+def chunked_kl(
+    logits_of: Callable[..., Tensor],
+    hidden: Tensor,
+    targets: Distributions,
+    weights: Tensor,
+    parameters: Sequence[Tensor],
+    size: int,
+) -> Divergence:
+    """The weighted divergence of what a head predicts from given distributions.
+
+    Args:
+        logits_of: ``logits_of(hidden, *parameters)`` gives (n, size) logits.
+        hidden: (N, D) states.
+        targets: (n, size) float32 probabilities of a slice of the places; no gradient flows to them.
+        weights: (N,) float32 of the places in the loss.
+        parameters: what the head is made of.
+        size: number of ids.
+    """
+    rows = max(1, AT_ONCE // size)
+    loss, (cross, own, entropy) = _ChunkedNLL.apply(logits_of, hidden, targets, weights, rows, 0.0, *parameters)
+    return Divergence(loss - (weights * own).sum(), cross - own, own, entropy)
 
 
 def chunked_nll(
@@ -38,7 +73,9 @@ def chunked_nll(
     Returns:
         loss () float32, Σ weights · (nll + z_loss · log²Z), and nll (N,) float32 without gradient.
     """
-    return _ChunkedNLL.apply(logits_of, hidden, labels, weights, max(1, AT_ONCE // size), z_loss, *parameters)
+    rows = max(1, AT_ONCE // size)
+    loss, (nll,) = _ChunkedNLL.apply(logits_of, hidden, labels, weights, rows, z_loss, *parameters)
+    return loss, nll
 
 
 class _ChunkedNLL(torch.autograd.Function):
@@ -47,7 +84,7 @@ class _ChunkedNLL(torch.autograd.Function):
         ctx: Any,
         logits_of: Callable[..., Tensor],
         hidden: Tensor,
-        labels: Tensor,
+        targets: Tensor | Distributions,
         weights: Tensor,
         chunk: int,
         z_loss: float,
@@ -57,7 +94,7 @@ class _ChunkedNLL(torch.autograd.Function):
         found = [torch.zeros_like(x) if need else None for x, need in zip((hidden, *parameters), asked, strict=True)]
         wanted = [i for i, need in enumerate(asked) if need]
         loss = weights.new_zeros(())
-        nll = torch.empty_like(weights)
+        figures = weights.new_empty(3 if callable(targets) else 1, len(weights))
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             with torch.set_grad_enabled(bool(wanted)):
@@ -65,21 +102,29 @@ class _ChunkedNLL(torch.autograd.Function):
                 raw = logits_of(*inputs)
             logits = raw.detach().float()
             total = logits.logsumexp(-1)
-            place, weight = labels[part, None], weights[part]
-            nll[part] = total - logits.gather(-1, place)[:, 0]
-            loss += (weight * (nll[part] + z_loss * total.square())).sum()
+            weight, target = weights[part], targets(part) if callable(targets) else targets[part, None]
+            if callable(targets):
+                figures[1, part] = -torch.xlogy(target, target).sum(-1)
+                figures[2, part] = total - (logits.softmax(-1) * logits).sum(-1)
+                figures[0, part] = total - (target * logits).sum(-1)
+            else:
+                figures[0, part] = total - logits.gather(-1, target)[:, 0]
+            loss += (weight * (figures[0, part] + z_loss * total.square())).sum()
             if wanted:
-                # d loss / d logits = weight · (softmax · (1 + 2 z log Z) − one-hot)
+                # d loss / d logits = weight · (softmax · (1 + 2 z log Z) − target), an id's target being one-hot
                 scale = weight * (1 + 2 * z_loss * total)
                 slope = logits.sub_(total[:, None]).exp_().mul_(scale[:, None])
-                slope.scatter_add_(-1, place, -weight[:, None])
+                if callable(targets):
+                    slope.sub_(weight[:, None] * target)
+                else:
+                    slope.scatter_add_(-1, target, -weight[:, None])
                 gradients = torch.autograd.grad(raw, [inputs[i] for i in wanted], slope.to(raw.dtype))
                 for i, gradient in zip(wanted, gradients, strict=True):
                     (found[0][part] if i == 0 else found[i]).add_(gradient)
         ctx.save_for_backward(*(found[i] for i in wanted))
         ctx.asked = asked
-        ctx.mark_non_differentiable(nll)
-        return loss, nll
+        ctx.mark_non_differentiable(figures)
+        return loss, figures
 
     @staticmethod
     @torch.autograd.function.once_differentiable

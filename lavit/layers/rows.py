@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lavit.layers.chunked_loss import chunked_nll
+from lavit.layers.chunked_loss import Divergence, chunked_kl, chunked_nll
 from lavit.tokens import IGNORE
 from lavit.vocabulary import Vocabulary
 
 
 class SplitEmbedding(nn.Module):
-    """Ids (...) int64 in [0, vocabulary.size) to vectors (..., D).
+    """Ids (...) int64 in [0, vocabulary.size) to vectors (..., D), or distributions over text (N, V) to means (N, D).
 
     ``new`` holds a row of ``[IMG]``, one of ``[/IMG]`` and one a code; ``gap`` holds one a gap.
     """
@@ -31,6 +31,8 @@ class SplitEmbedding(nn.Module):
         self.gap = new_rows(vocabulary.gaps, text.embedding_dim) if vocabulary.gaps > 1 else None
 
     def forward(self, ids: Tensor) -> Tensor:
+        if ids.is_floating_point():
+            return ids @ self.text.weight[: ids.shape[1]].to(ids.dtype)
         v = self.vocabulary
         rows, word = ids - v.text_size, ids - v.first_code
         if self.gap is None:
@@ -49,6 +51,22 @@ class HeadLoss(NamedTuple):
     nll: Tensor
 
 
+class Visual(NamedTuple):
+    """S places where the language model reads a picture; see :meth:`SplitHead.diverge`.
+
+    Attributes:
+        vectors: (S, D) float, what is fed there.
+        states: (S, D) float hidden states of the places before them, which predict them; None where nothing does.
+        weights: (S,) float32 of the places in the loss.
+        fit: "head" or "model".
+    """
+
+    vectors: Tensor
+    states: Tensor | None = None
+    weights: Tensor | None = None
+    fit: str = "head"
+
+
 class SplitHead(nn.Module):
     """Hidden states to logits over the text rows, then ``[IMG]``, ``[/IMG]`` and the visual words; or to their loss.
 
@@ -56,11 +74,13 @@ class SplitHead(nn.Module):
     linear map of it that starts at zero. Were the logit of a pair only the sum of its code's and its gap's, the two
     would be drawn independently, and held-out images would cost a nat a token more (docs/results.md).
 
+    With ``names_vectors`` it also has ``words``, a row a text id, which name what is fed of a picture.
+
     All rows belong to this module itself, because the loss reads them outside of any other module's forward pass, and
     ZeRO-3 gathers only what a module owns.
     """
 
-    def __init__(self, text: nn.Linear, vocabulary: Vocabulary, z_loss: float = 0.0):
+    def __init__(self, text: nn.Linear, vocabulary: Vocabulary, z_loss: float = 0.0, names_vectors: bool = False):
         super().__init__()
         if text.bias is not None:
             raise ValueError("the language model's head has a bias, which LLaMA's has not")
@@ -72,18 +92,27 @@ class SplitHead(nn.Module):
             self.gap_logits = new_head(width, gaps)
             self.gap_states = nn.Parameter(torch.zeros(gaps, width, width))
             self.gap_bias = nn.Parameter(torch.zeros(gaps, width))
+        if names_vectors:
+            self.words = new_head(width, len(self.text))
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None, weights: Tensor | None = None) -> Tensor | HeadLoss:
+    def forward(
+        self, hidden: Tensor | Visual, labels: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor | HeadLoss | Divergence:
         """Logits, or the loss of labels without ever holding the logits of all of them.
 
         Args:
-            hidden: (..., D) states; (N, D) where there are labels.
+            hidden: (..., D) states; (N, D) where there are labels. Or what is fed of pictures.
             labels: (N,) int64, -100 = none; only the labelled states reach the head.
             weights: (N,) float32 of the labels in the loss, by default one each.
 
         Returns:
-            (..., vocabulary.size) logits without ``labels``, else a HeadLoss.
+            (..., vocabulary.size) logits without ``labels``, else a HeadLoss; of pictures see :meth:`diverge`, and
+            without states (S, V) float32 distributions over text, their visual words.
         """
+        if isinstance(hidden, Visual):
+            if hidden.states is None:
+                return F.linear(hidden.vectors, self.words).float().softmax(-1)
+            return self.diverge(hidden)
         rows = [self.text, self.new, *self._gaps()]
         if labels is None:
             return split_logits(hidden, *rows)
@@ -92,6 +121,21 @@ class SplitHead(nn.Module):
         loss, found = chunked_nll(split_logits, hidden[learned], labels[learned], weight, rows, self.size, self.z_loss)
         nll = found.new_zeros(labels.shape).masked_scatter(learned, found)
         return HeadLoss(loss, nll)
+
+    def diverge(self, visual: Visual) -> Divergence:
+        """How far the language model's predictions are from the visual words of what it reads (arXiv 2403.07720).
+
+        p_V = softmax(words · vector), p_L = softmax(text · state), both over text alone. The "head" is drawn to the
+        model by KL(p_L ‖ p_V), the "model" to the head by KL(p_V ‖ p_L); no gradient flows into the side that is
+        aimed at.
+        """
+        named, predicted = (visual.vectors, self.words), (visual.states, self.text)
+        (rows, table), (aim, aims) = (named, predicted) if visual.fit == "head" else (predicted, named)
+        aim, aims = aim.detach(), aims.detach()
+        return chunked_kl(
+            F.linear, rows, lambda part: F.linear(aim[part], aims).float().softmax(-1), visual.weights, [table],
+            len(table),
+        )  # fmt: skip
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) states to (..., text + 1) logits of the ids that may follow in a text: its own and ``[IMG]``."""

@@ -12,6 +12,7 @@ from accelerate import init_empty_weights
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
 from lavit.renderers.latents import open_vae
 from lavit.renderers.sampling import new_sampler
+from lavit.runs import let_others_read
 from lavit.weights import fill, read_tensors, stored, write_tensors
 
 OWN = "conditioning.safetensors"
@@ -36,6 +37,7 @@ def save_diffusers(
     new_sampler(renderer.config.process, renderer.config.sampler).save_pretrained(folder / "scheduler")
     own = {name: value for name, value in renderer.state_dict().items() if not name.startswith("unet.")}
     write_tensors(own, folder / OWN, dtype)
+    let_others_read(folder)
 
 
 def load_diffusers(

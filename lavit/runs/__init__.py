@@ -3,6 +3,7 @@
 from lavit.runs.folder import (
     DemoConfig,
     is_done,
+    let_others_read,
     mark_done,
     open_run,
     read_done,
@@ -33,6 +34,7 @@ __all__ = [
     "end_all",
     "end_with_parent",
     "is_done",
+    "let_others_read",
     "mark_done",
     "open_run",
     "read_done",

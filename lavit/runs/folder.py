@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,20 +34,25 @@ class DemoConfig:
     Attributes:
         processes: ranks of a training stage; on GPUs at most one a GPU.
         concurrent: whether stages of one group run at the same time, each with its share of the cores.
+        stages: the names of those that it has, by default those of LaVIT.
     """
 
     processes: int = 1
     concurrent: bool = True
+    stages: list[str] = field(default_factory=list)
 
 
 # --------------------------------------------------------------------------------------------------------- files
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """A draft's path to write to; at the end of the block the draft replaces ``path``, after an error it is removed.
 
     A reader, or a crash at any moment, sees the old content or the new, never a part.
+
+    Raises:
+        FileExistsError: without ``replace``, something is there by now; it stays.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -58,10 +63,23 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(draft, mode)  # safetensors would keep its files from other users
+        if not replace:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # ours from here on
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def let_others_read(folder: Path) -> None:
+    """Give all files below ``folder`` the mode of new ones; safetensors keeps its own from other users."""
+    probe = folder / f".{uuid.uuid4().hex[:8]}.tmp"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:

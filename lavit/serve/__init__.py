@@ -3,7 +3,3 @@
 What a visitor gives and gets stays theirs: uploads lie in a folder that only this user can open and that goes with
 the server, results are in the page itself, and the history is that of one visit.
 """
-
-from lavit.serve.page import listen, serve
-
-__all__ = ["listen", "serve"]

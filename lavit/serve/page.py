@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import signal
-import socket
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lavit.data.images import SUFFIXES
 from lavit.pages.pictures import data_uri
 from lavit.pipeline import LaVIT
+from lavit.serve.listening import address_of
 from lavit.serve.views import (
     CANDIDATES,
     FORGET,
@@ -36,6 +35,8 @@ from lavit.serve.views import (
 )
 
 if TYPE_CHECKING:
+    import socket
+
     import gradio
 
 UPLOAD = "20mb"  # of one file
@@ -104,7 +105,7 @@ def _look_tab(system: LaVIT) -> None:
         return seen_html(seen), seen.tokens, system.caption(opened(path))
 
     def budget(path: str | None, free: bool, tokens: float) -> tuple[Any, ...]:
-        seen = look(system, path, None if free else int(tokens)) if path else None
+        seen = look(system, path, None if free else int(tokens or patches)) if path else None
         return seen_html(seen) if seen else NO_PICTURE, seen.tokens if seen and free else gr.skip()
 
     def moved(path: str | None, tokens: float) -> tuple[Any, ...]:
@@ -128,7 +129,7 @@ def _draw_tab(system: LaVIT) -> None:
     import gradio as gr
 
     config = system.renderer.config
-    text = gr.Textbox(label="Text", max_length=TEXT, lines=2, placeholder="a red apple")
+    text = gr.Textbox(label="Text", max_length=TEXT, lines=2, placeholder="animals: cat")
     images = gr.File(
         label="Images that the text follows (optional)", file_count="multiple", file_types=list(SUFFIXES),
         type="filepath", height=150,
@@ -165,31 +166,6 @@ def _draw_tab(system: LaVIT) -> None:
 # -------------------------------------------------------------------------------------------------------- the server
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; at port 0 the system chooses one.
-
-    Raises:
-        ValueError: the port is in use or not allowed, or the host is none of this machine.
-    """
-    if not 0 <= port <= 65535:
-        raise ValueError(f"--port is {port}; give one from 1 to 65535, or 0 for any that is free")
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"port {port} is in use; stop what listens there, or give another --port") from None
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise ValueError(f"port {port} is not allowed to you; give a --port above 1023") from None
-        raise ValueError(f"--host {host} cannot be listened on: {error.strerror}; 127.0.0.1 is this machine") from None
-
-
-def address_of(listening: socket.socket) -> str:
-    """The page's address."""
-    host, port = listening.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-
-
 def serve(system: LaVIT, listening: socket.socket) -> None:
     """Serve the page until Ctrl-C or a SIGTERM, which raise KeyboardInterrupt.
 
@@ -203,7 +179,7 @@ def serve(system: LaVIT, listening: socket.socket) -> None:
             import uvicorn
             from fastapi import FastAPI
         except ImportError:
-            raise ValueError("the page needs gradio; `pip install 'lavit[serve]'`") from None
+            raise ValueError("the page needs gradio; `pip install 'gradio>=6.31,<7'`") from None
         blocks = page(system)
         theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=["sans-serif"], font_mono=["monospace"])
         style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")

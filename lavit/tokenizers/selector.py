@@ -238,7 +238,7 @@ class Budget(NamedTuple):
                 raise ValueError(f"ratio is {value}, but it must be above 0 and at most 1")
             return max(1, round(value * patches))
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= patches:
-            raise ValueError(f"{name} is {value!r}, but an image has {patches} patches: give a whole number from 1 on")
+            raise ValueError(f"{name} is {value!r}; give a whole number from 1 to the {patches} patches of an image")
         return value
 
 

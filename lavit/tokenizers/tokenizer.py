@@ -41,9 +41,15 @@ class TokenizerConfig:
     places: PlacesConfig | None = None
     attention: str = "sdpa"
 
-    def vocabulary(self, text_size: int) -> Vocabulary:
-        """The ids of a language model that reads these visual words."""
+    def vocabulary(self, text_size: int, port: str = "features") -> Vocabulary:
+        """The ids of a language model that reads these visual words, or unmerged patches and no words."""
+        if port == "unmerged":
+            return Vocabulary(text_size, 0)
         return Vocabulary(text_size, self.quantizer.codes, self.known_places().gaps if self.places else 1)
+
+    def fed_width(self, port: str) -> int:
+        """D of what a port projects."""
+        return self.encoder.width if port == "unmerged" else self.merger.width
 
     def known_places(self) -> Places | None:
         """What the words say about places, None if they say nothing (as in the paper).

@@ -63,7 +63,8 @@ def train(
     With ``config.ema`` what is returned are the averaged weights.
 
     Args:
-        objective: a module whose forward takes a batch and returns a NamedTuple of () tensors, the loss first.
+        objective: a module whose forward takes a batch and returns a NamedTuple of () tensors, the loss first; None
+            where there is no such figure.
         batch_at: makes the micro-batch of a Place; depends on nothing else.
         config: steps, batch, optimizer.
         folder: the stage's folder; its checkpoints, log and progress go there.
@@ -225,6 +226,8 @@ class _Run:
                 out = self.engine(batch)
             self.engine.backward(out.loss)
             for name, value in out._asdict().items():
+                if value is None:
+                    continue
                 totals[name] = totals.get(name, 0) + value.detach().float() / cfg.accumulate
             if micro + 1 == cfg.accumulate:
                 # In fp32 DeepSpeed without ZeRO checks nothing; the whole step is dropped, on every rank.

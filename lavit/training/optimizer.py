@@ -34,7 +34,8 @@ class MuonConfig:
 class OptimizerConfig:
     """AdamW with a warm-up and a cosine down to ``final`` × lr.
 
-    ``scale`` maps name globs to factors of the learning rate; ``frozen`` lists name globs of parameters that stay.
+    ``scale`` maps name globs to factors of the learning rate. ``trained`` lists name globs of the parameters that move,
+    by default all; of these ``frozen`` names those that stay all the same.
     ``muon`` hands matrices to another optimizer; the schedule and the factors hold for both.
     """
 
@@ -47,6 +48,7 @@ class OptimizerConfig:
     warmup: int = 20
     final: float = 0.05
     scale: dict[str, float] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     muon: MuonConfig | None = None
 
@@ -54,9 +56,15 @@ class OptimizerConfig:
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
     """Groups of the trainable parameters: by optimizer and learning-rate factor, without decay for vectors and biases.
 
-    Freezes what ``config.frozen`` names.
+    Freezes what ``config.trained`` leaves out and what ``config.frozen`` names.
+
+    Raises:
+        ValueError: a glob that matches nothing, or nothing is left to train.
     """
     named = dict(model.named_parameters())
+    moved = {name for glob in config.trained for name in matching(list(named), glob, "optimizer.trained")}
+    for name in named.keys() - moved if config.trained else ():
+        named[name].requires_grad_(False)
     for glob in config.frozen:
         for name in matching(list(named), glob, "optimizer.frozen"):
             named[name].requires_grad_(False)
@@ -75,6 +83,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         lr = scale * (config.muon.lr if by_muon else config.lr)
         group = {"params": parameters, "lr": lr, "base_lr": lr, "muon": by_muon}
         groups.append(group | {"weight_decay": config.weight_decay if decay else 0.0})
+    if not groups:
+        raise ValueError("optimizer.trained and optimizer.frozen leave nothing to train")
     return groups
 
 

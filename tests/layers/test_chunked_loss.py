@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lavit.layers import chunked_loss
-from lavit.layers.chunked_loss import chunked_nll
+from lavit.layers.chunked_loss import chunked_kl, chunked_nll
 
 TOKENS, WIDTH, SIZE = 23, 5, 13
 
@@ -69,3 +69,30 @@ def test_only_what_is_trained_gets_a_gradient():
     with torch.no_grad():
         loss, _ = chunked_nll(F.linear, hidden, labels, weights, [rows], SIZE)
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_divergence_from_distributions_equals_the_dense_one_with_its_gradients(monkeypatch, chunk):
+    monkeypatch.setattr(chunked_loss, "AT_ONCE", chunk * SIZE)
+    hidden, _, weights, rows = case()
+    target = torch.randn(TOKENS, SIZE, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    target[0] = F.one_hot(torch.tensor(3), SIZE)  # 0 · log 0 is 0
+    ours, theirs = ([x.clone().requires_grad_() for x in (hidden, rows)] for _ in range(2))
+    found = chunked_kl(F.linear, ours[0], lambda part: target[part], weights, ours[1:], SIZE)
+    logs = F.linear(*theirs).log_softmax(-1)
+    kl = F.kl_div(logs, target, reduction="none").sum(-1)
+    torch.testing.assert_close(found.loss, (weights * kl).sum())
+    torch.testing.assert_close(found.kl, kl)
+    torch.testing.assert_close(found.target_entropy, torch.special.entr(target).sum(-1))
+    torch.testing.assert_close(found.entropy, -(logs.exp() * logs).sum(-1))
+    found.loss.backward()
+    (weights * kl).sum().backward()
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, its.grad)
+
+
+def test_divergence_of_no_places_is_zero():
+    rows = torch.randn(SIZE, WIDTH, requires_grad=True)
+    found = chunked_kl(F.linear, torch.zeros(0, WIDTH), lambda part: None, torch.zeros(0), [rows], SIZE)
+    found.loss.backward()
+    assert found.loss.item() == 0 and not rows.grad.any()

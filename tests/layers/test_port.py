@@ -55,8 +55,32 @@ def test_nothing_to_read_gives_every_parameter_a_gradient_of_zero(merger, merges
     assert all(p.grad is not None and not p.grad.any() for p in port.parameters())
 
 
+def test_two_layers_and_pixels_that_are_not_merged():
+    """As in LLaVA: every patch by itself, through a GELU; of pixels, those that are kept."""
+    features = torch.randn(4, WIDTH)
+    port = Port(WIDTH, HIDDEN, projector="mlp")
+    expected = port.out(torch.nn.functional.gelu(port.proj(features)))
+    assert torch.equal(port(Slots(torch.arange(4), features)), expected)
+
+    class Encoder(torch.nn.Module):
+        def forward(self, pixels):
+            return pixels.flatten(2).transpose(1, 2)
+
+    online = Port(3, HIDDEN, encoder=Encoder())
+    pixels, keep = torch.rand(2, 3, 2, 2), torch.ones(2, 4, dtype=torch.bool)
+    keep[1, 2] = False
+    patches = pixels.flatten(2).transpose(1, 2)[keep]
+    assert torch.equal(online(Slots(torch.arange(7), pixels, keep)), online.proj(patches))
+    assert not any(name.startswith("encoder") for name in online.state_dict())
+
+
+def test_an_unknown_projector():
+    with pytest.raises(ValueError, match="model.projector 'cubic' is unknown; choose linear or mlp"):
+        Port(WIDTH, HIDDEN, projector="cubic")
+
+
 def test_a_port_gets_what_it_reads(merger, patches):
-    with pytest.raises(ValueError, match="the port reads merged features, and gets the other"):
+    with pytest.raises(ValueError, match="the port reads features, and gets the other"):
         Port(WIDTH, HIDDEN)(patches)
     with pytest.raises(ValueError, match="the port reads patches, and gets the other"):
         Port(4, HIDDEN, merger)(Slots(torch.arange(2), torch.ones(2, 4)))

@@ -186,10 +186,10 @@ def test_a_budget_keeps_what_was_asked_the_most_important_first(budget, counts):
 @pytest.mark.parametrize(
     ("budget", "said"),
     [
-        (Budget(tokens=0), "tokens is 0, but an image has 9 patches: give a whole number from 1 on"),
-        (Budget(tokens=10), "tokens is 10, but an image has 9 patches"),
-        (Budget(at_most=10), "at_most is 10, but an image has 9 patches"),
-        (Budget(at_most=2.5), "at_most is 2.5, but an image has 9 patches"),
+        (Budget(tokens=0), "tokens is 0; give a whole number from 1 to the 9 patches of an image"),
+        (Budget(tokens=10), "tokens is 10; give a whole number"),
+        (Budget(at_most=10), "at_most is 10; give a whole number"),
+        (Budget(at_most=2.5), "at_most is 2.5; give a whole number"),
         (Budget(tokens=True), "tokens is True"),
         (Budget(ratio=0.0), "ratio is 0.0, but it must be above 0 and at most 1"),
         (Budget(ratio=1.1), "ratio is 1.1"),

@@ -22,6 +22,22 @@ def model() -> nn.Module:
     return nn.ModuleDict({"port": nn.Linear(3, 4), "body": nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))})
 
 
+# ------------------------------------------------------------------------------------------------------ what is trained
+
+
+def test_what_is_trained_may_be_named():
+    whole = model()
+    groups = parameter_groups(whole, OptimizerConfig(trained=["port.*", "body.1.*"], frozen=["*.bias"]))
+    moved = {id(parameter) for group in groups for parameter in group["params"]}
+    assert {name for name, p in whole.named_parameters() if id(p) in moved} == {"port.weight", "body.1.weight"}
+    assert {name for name, p in whole.named_parameters() if p.requires_grad} == {"port.weight", "body.1.weight"}
+
+
+def test_nothing_to_train_is_said():
+    with pytest.raises(ValueError, match="leave nothing to train"):
+        parameter_groups(model(), OptimizerConfig(trained=["port.*"], frozen=["port.*"]))
+
+
 # ------------------------------------------------------------------------------------------------------ learning rate
 
 

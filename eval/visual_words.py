@@ -1,0 +1,161 @@
+"""The words that a model names what it reads of held-out pictures, beside shuffled captions and constant distributions.
+
+Each patch has a distribution over the text's vocabulary, its visual words (arXiv 2403.07720). Only whole words are
+looked at where words are compared: pieces that begin one and have three letters or more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lavit.data.documents import DocumentMaker
+from lavit.data.packing import pack
+from lavit.experiment import Experiment, run_stage
+from lavit.layers.rows import Visual
+from lavit.metrics.captions import category_of
+from lavit.metrics.retrieval import derangements
+from lavit.model import UnifiedLM
+from lavit.runs import Progress, write_json
+from lavit.tokens import PackedBatch
+from lavit.weights import load_weights
+from lavit.workspace import Workspace
+
+AT_ONCE = 16  # pictures
+SHOWN = 3  # words of a patch
+LETTERS = re.compile(r"[a-z]{3,}")
+
+
+class Named(NamedTuple):
+    """Of N pictures: kl (N, P) of the language model's predictions from their visual words, words (N, P, V)."""
+
+    kl: Tensor
+    words: Tensor
+
+
+class WholeWords:
+    """The ids (W,) of pieces that are whole words, and which word each is; one word may have several."""
+
+    def __init__(self, text: PreTrainedTokenizerBase):
+        pieces = [text.decode([number]) for number in range(len(text))]
+        # A piece that goes on with a word begins without the space that most beginnings have.
+        first = {piece.strip().lower() for piece in pieces if piece.startswith(" ")}
+        kept = [(i, word) for i, piece in enumerate(pieces) if LETTERS.fullmatch(word := piece.strip().lower())]
+        kept = [(i, word) for i, word in kept if word in first]
+        self.words = sorted({word for _, word in kept})
+        place = {word: number for number, word in enumerate(self.words)}
+        self.ids, self.of = torch.tensor([i for i, _ in kept]), torch.tensor([place[word] for _, word in kept])
+
+    def __call__(self, words: Tensor) -> Tensor:
+        """(..., V) distributions over pieces to (..., W) probabilities of whole words, which sum to less than one."""
+        out = words.new_zeros(*words.shape[:-1], len(self.words))
+        return out.index_add(-1, self.of, words[..., self.ids])
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    work, cfg = Workspace(experiment, run), experiment.evaluation
+    folder = work.folder("eval/visual_words")
+    progress = Progress(folder, 4, "passes")
+    pictures, model = work.pictures("captions", cfg.split), work.model()
+    numbers = pictures.distinct(cfg.captions)
+    batches = pictures_alone(work, model, cfg.split, numbers)
+    named = name(model, batches)
+    progress.update(1)
+    known = work.pictures("captions", "train").distinct(cfg.captions)
+    seen = name(model, pictures_alone(work, model, "train", known)).words
+    progress.update(2)
+    figures = {"divergence": float(named.kl.mean()), **spread(named.words, seen.mean((0, 1)))}
+    phases = list(experiment.pretrain.parts())
+    if len(phases) > 1:
+        before = load_weights(work.new_model(), run / "pretrain" / phases[-2] / "model.safetensors")
+        figures |= {"divergence_before": float(name(before, batches).kl.mean()), "before": phases[-2]}
+    progress.update(3)
+    whole = WholeWords(work.text_tokenizer())
+    said, usual = whole(named.words), whole(seen).mean((0, 1))
+    truth = [pictures.captions[n] for n in numbers]
+    learned = [work.pictures("captions", "train").captions[n] for n in known]
+    figures |= categories(said.mean(1), whole.words, truth, learned, experiment)
+    figures |= hits(said.mean(1), usual, whole.words, truth, experiment)
+    samples = [
+        {"number": n, "truth": t, "words": [[whole.words[i] for i in patch] for patch in best]}
+        for n, t, best in zip(numbers, truth, said.topk(SHOWN).indices.tolist(), strict=True)
+    ]
+    about = {"n": len(numbers), "split": cfg.split, "grid": experiment.tokenizer.model.encoder.grid}
+    write_json(folder / "figures.json", figures | about | {"samples": samples})
+    progress.update(4)
+
+
+def pictures_alone(work: Workspace, model: UnifiedLM, split: str, numbers: list[int]) -> list[PackedBatch]:
+    """Some captioned pictures, each as a document that goes on with text."""
+    codes = work.codes("captions", split)
+    maker = DocumentMaker(model.vocabulary, work.text_tokenizer(), work.experiment.pretrain.row)
+    documents = [maker.prompt([codes.picture(number)], "text") for number in numbers]
+    return [pack(documents[start : start + AT_ONCE]) for start in range(0, len(documents), AT_ONCE)]
+
+
+@torch.no_grad()
+def name(model: UnifiedLM, batches: list[PackedBatch]) -> Named:
+    """The visual words of all pictures, and how far the model's predictions are from them."""
+    kl = [model.visual_words(batch).kl for batch in batches]
+    words = [model.head(Visual(model.port(batch.slots["image"]))) for batch in batches]
+    pictures = sum(len(batch.ids) for batch in batches)
+    return Named(torch.cat(kl).unflatten(0, (pictures, -1)), torch.cat(words).unflatten(0, (pictures, -1)))
+
+
+def spread(words: Tensor, usual: Tensor) -> dict[str, float]:
+    """How wide the distributions (N, P, V) are, in nats, and how far the constant one, ``usual`` (V,), is from them.
+
+    Where all patches had the same words, the entropy of their mean would be no larger than theirs.
+    """
+    return {
+        "entropy": float(torch.special.entr(words).sum(-1).mean()),
+        "entropy_mean": float(torch.special.entr(words.mean((0, 1))).sum()),
+        "divergence_constant": float((torch.xlogy(words, words) - words * usual.log()).sum(-1).mean()),
+    }
+
+
+def categories(
+    said: Tensor, known: list[str], truth: list[str], learned: list[str], experiment: Experiment
+) -> dict[str, float]:
+    """How often the likeliest of all class words in a picture (N, W) is the one of its caption."""
+    classes = sorted({category_of(caption) for caption in learned} & set(known))
+    if not classes:
+        reason = "no caption has a class that is a whole word"
+        return {"category_accuracy": None, "reasons": {"category_accuracy": reason}}
+    guess = [classes[i] for i in said[:, [known.index(word) for word in classes]].argmax(1).tolist()]
+    right = [category_of(caption) for caption in truth]
+    orders = derangements(len(truth), experiment.evaluation.derangements, experiment.seed).tolist()
+    majority = max(sorted(classes), key=Counter(map(category_of, learned)).__getitem__)
+    return {
+        "category_accuracy": agreement(guess, right),
+        "category_shuffled": sum(agreement([guess[i] for i in order], right) for order in orders) / len(orders),
+        "category_majority": agreement([majority] * len(right), right),
+        "category_chance": 1 / len(classes),
+    }
+
+
+def hits(said: Tensor, usual: Tensor, known: list[str], truth: list[str], experiment: Experiment) -> dict[str, float]:
+    """How often one of the five words that a picture (N, W) has most beyond the ``usual`` (W,) is in its caption."""
+    best = (said.clamp_min(1e-9) / usual.clamp_min(1e-6)).topk(5).indices.tolist()
+    words = [{known[i] for i in row} for row in best]
+    captions = [set(LETTERS.findall(caption.lower())) for caption in truth]
+    orders = derangements(len(truth), experiment.evaluation.derangements, experiment.seed).tolist()
+
+    def rate(order: list[int]) -> float:
+        return sum(bool(its & captions[i]) for its, i in zip(words, order, strict=True)) / len(truth)
+
+    return {"hit5": rate(list(range(len(truth)))), "hit5_shuffled": sum(map(rate, orders)) / len(orders)}
+
+
+def agreement(guess: list[str], right: list[str]) -> float:
+    return sum(g == r for g, r in zip(guess, right, strict=True)) / len(right)
+
+
+if __name__ == "__main__":
+    run_stage(main, "eval/visual_words")

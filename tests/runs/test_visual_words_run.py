@@ -1,0 +1,144 @@
+"""A tiny run of visual words: every stage, each a process, the trainings through the real launcher."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eval.demo import stages_of
+from eval.visual_words import WholeWords, categories, hits, spread
+from lavit.experiment import load_experiment
+from lavit.pipeline import LaVIT
+from lavit.workspace import Workspace
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "visual_words" / "toy.yaml"
+PHASES = ("align", "instruct", "head", "joint")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("visual_words") / "run"
+    command = [sys.executable, "-m", "eval.demo", str(CONFIG), f"run={folder}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def weights(run: Path, phase: str) -> dict[str, torch.Tensor]:
+    return load_file(run / "pretrain" / phase / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "before, after, moved",
+    [
+        ("align", "instruct", ("port.", "embedding.new.", "blocks.")),
+        ("instruct", "head", ("head.words",)),
+        ("head", "joint", ("port.", "embedding.new.", "blocks.")),
+    ],
+)
+def test_a_phase_moves_what_it_names_and_nothing_else(run, before, after, moved):
+    old, new = weights(run, before), weights(run, after)
+    changed = {name for name in new if not torch.equal(new[name], old[name])}
+    assert changed and all(name.startswith(moved) for name in changed)
+    assert all("lora" in name for name in changed if name.startswith("blocks."))
+    for beginning in moved:
+        assert any(name.startswith(beginning) for name in changed), beginning
+
+
+def test_the_last_phase_is_what_is_used(run):
+    last, used = weights(run, "joint"), load_file(run / "pretrain" / "model.safetensors")
+    assert all(torch.equal(last[name], value) for name, value in used.items())
+
+
+def test_divergence_and_entropy_are_logged_where_they_count(run):
+    for phase in PHASES:
+        lines = [json.loads(line) for line in (run / "pretrain" / phase / "log.jsonl").read_text().splitlines()]
+        assert all(("visual" in line) == (phase in ("head", "joint")) for line in lines)
+        assert all(0 < line["entropy"] <= math.log(400) for line in lines if "entropy" in line)
+
+
+def test_its_figures_and_report(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(metrics) == {"caption", "vqa", "visual_words", "seconds"}
+    assert set(metrics["seconds"]) == {"assets", "data", "pretrain", "eval", "total"}
+    words = metrics["visual_words"]
+    assert words["before"] == "head" and words["divergence"] > 0 and words["entropy"] <= words["entropy_mean"]
+    page = (run / "report.html").read_text()
+    assert "<h1>Visual words</h1>" in page and "Drawings" not in page and "Through tokens and back" not in page
+
+
+def test_it_understands_and_does_not_draw(run, tmp_path):
+    system = LaVIT.from_run(Workspace(load_experiment(CONFIG, [f"run={run}"]), run), renders=False)
+    picture = torch.rand(3, 64, 64)
+    assert isinstance(system.caption(picture), str) and isinstance(system.answer(picture, "what is it?"), str)
+    with pytest.raises(ValueError, match="this model understands pictures and cannot draw"):
+        system.draw("a cat")
+    with pytest.raises(ValueError, match="this model understands pictures and cannot draw"):
+        system.reconstruct(picture)
+    system.save_pretrained(tmp_path / "release")
+    again = LaVIT.from_pretrained(tmp_path / "release", "cpu")
+    assert again.caption(picture) == system.caption(picture)
+    with pytest.raises(ValueError, match="reads all 16 patches"):
+        again.tokens(picture, 3)
+
+
+def test_stages_may_be_named():
+    stages = {stage.name: stage for stage in stages_of(str(CONFIG), [])}
+    assert list(stages) == ["data", "pretrain", "eval/caption", "eval/vqa", "eval/visual_words", "report"]
+    assert stages["pretrain"].needs == ("data",)
+    assert set(stages["report"].needs) == {"eval/caption", "eval/vqa", "eval/visual_words"}
+    with pytest.raises(ValueError, match="demo.stages: 'evil' is no stage; there are data, tokenizer"):
+        stages_of(str(CONFIG), ["demo.stages=[data,evil]"])
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+class Pieces:
+    """A text tokenizer of a few pieces."""
+
+    pieces = (" cat", "cat", "Cat", " ca", "ts", " dog", "!", " the")
+
+    def __len__(self):
+        return len(self.pieces)
+
+    def decode(self, ids):
+        return self.pieces[ids[0]]
+
+
+def test_whole_words_gather_their_pieces():
+    whole = WholeWords(Pieces())
+    assert whole.words == ["cat", "dog", "the"]
+    words = torch.tensor([0.1, 0.2, 0.1, 0.1, 0.1, 0.2, 0.1, 0.1])
+    torch.testing.assert_close(whole(words), torch.tensor([0.4, 0.2, 0.1]))
+
+
+def test_spread_tells_varied_words_from_the_same_ones():
+    one, two = torch.eye(4)[:2] * 0.96 + 0.01
+    varied = spread(torch.stack([one, two])[:, None], torch.full((4,), 0.25))
+    same = spread(torch.stack([one, one])[:, None], one)
+    assert varied["entropy_mean"] > varied["entropy"] + 0.5
+    assert same["entropy_mean"] == pytest.approx(same["entropy"], abs=1e-6)
+    assert same["divergence_constant"] == pytest.approx(0, abs=1e-6) and varied["divergence_constant"] > 1
+
+
+def test_classes_and_hits_are_counted_beside_shuffles():
+    experiment = load_experiment(CONFIG)
+    known = ["animals", "cat", "food", "pear"]
+    said = torch.tensor([[0.5, 0.4, 0.1, 0.0], [0.1, 0.0, 0.5, 0.4], [0.6, 0.3, 0.1, 0.0]])
+    truth = ["animals: cat", "food: pear", "food: soup"]
+    found = categories(said, known, truth, ["animals: dog", "animals: cow", "food: rice"], experiment)
+    assert found["category_accuracy"] == pytest.approx(2 / 3) and found["category_majority"] == pytest.approx(1 / 3)
+    assert found["category_chance"] == 0.5
+    words = [f"{letter}{letter}{letter}" for letter in "abcdefghij"]
+    counted = hits(torch.eye(10)[:3], torch.full((10,), 0.1), words, ["ccc: aaa", "nothing", "ddd: ccc"], experiment)
+    assert counted["hit5"] == pytest.approx(2 / 3)
+    assert categories(said, known, truth, ["a b: c"], experiment)["category_accuracy"] is None
