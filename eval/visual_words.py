@@ -28,7 +28,8 @@ from lavit.weights import load_weights
 from lavit.workspace import Workspace
 
 AT_ONCE = 16  # pictures
-SHOWN = 3  # words of a patch
+SHOWN = 2  # telling words of a patch
+RARE = 1e-5  # what is rarer tells nothing
 LETTERS = re.compile(r"[a-z]{3,}")
 
 
@@ -82,9 +83,10 @@ def main(experiment: Experiment, run: Path) -> None:
     learned = [work.pictures("captions", "train").captions[n] for n in known]
     figures |= categories(said.mean(1), whole.words, truth, learned, experiment)
     figures |= hits(said.mean(1), usual, whole.words, truth, experiment)
+    words = torch.cat([said.argmax(-1, keepdim=True), telling(said, usual, SHOWN)], dim=-1).tolist()
     samples = [
-        {"number": n, "truth": t, "words": [[whole.words[i] for i in patch] for patch in best]}
-        for n, t, best in zip(numbers, truth, said.topk(SHOWN).indices.tolist(), strict=True)
+        {"number": n, "truth": t, "words": [[whole.words[i] for i in patch] for patch in patches]}
+        for n, t, patches in zip(numbers, truth, words, strict=True)
     ]
     about = {"n": len(numbers), "split": cfg.split, "grid": experiment.tokenizer.model.encoder.grid}
     write_json(folder / "figures.json", figures | about | {"samples": samples})
@@ -142,8 +144,7 @@ def categories(
 
 def hits(said: Tensor, usual: Tensor, known: list[str], truth: list[str], experiment: Experiment) -> dict[str, float]:
     """How often one of the five words that a picture (N, W) has most beyond the ``usual`` (W,) is in its caption."""
-    best = (said.clamp_min(1e-9) / usual.clamp_min(1e-6)).topk(5).indices.tolist()
-    words = [{known[i] for i in row} for row in best]
+    words = [{known[i] for i in row} for row in telling(said, usual, 5).tolist()]
     captions = [set(LETTERS.findall(caption.lower())) for caption in truth]
     orders = derangements(len(truth), experiment.evaluation.derangements, experiment.seed).tolist()
 
@@ -151,6 +152,11 @@ def hits(said: Tensor, usual: Tensor, known: list[str], truth: list[str], experi
         return sum(bool(its & captions[i]) for its, i in zip(words, order, strict=True)) / len(truth)
 
     return {"hit5": rate(list(range(len(truth)))), "hit5_shuffled": sum(map(rate, orders)) / len(orders)}
+
+
+def telling(said: Tensor, usual: Tensor, count: int) -> Tensor:
+    """(..., count) int64 the words whose probability (..., W) is most times the ``usual`` one (W,)."""
+    return (said / usual.clamp_min(RARE)).topk(count).indices
 
 
 def agreement(guess: list[str], right: list[str]) -> float:
