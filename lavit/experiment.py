@@ -344,6 +344,8 @@ def check_pretrain(stage: PretrainStage, key: str) -> None:
         raise ValueError(f"{key}.model.projector '{model.projector}' is unknown; choose {', '.join(PROJECTORS)}")
     if model.word_head is not None and model.word_head.fit not in FITS:
         raise ValueError(f"{key}.model.word_head.fit '{model.word_head.fit}' is unknown; choose {', '.join(FITS)}")
+    if model.bias_norm and model.lora:
+        raise ValueError(f"{key}.model: bias_norm and lora both adapt the blocks; set one of them")
     drawn = mixture.text_image + mixture.interleaved
     if model.port == "unmerged" and (drawn or mixture.learn_read or stage.read == "ids"):
         raise ValueError(

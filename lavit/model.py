@@ -20,12 +20,13 @@ from lavit.config import OneOf
 from lavit.data.documents import READ
 from lavit.data.llms import llm_folder
 from lavit.layers.attention import BACKENDS
+from lavit.layers.bias_norm import add_bias_norm
 from lavit.layers.chunked_loss import Divergence
 from lavit.layers.lora import LoRAConfig, add_lora
 from lavit.layers.packed_attention import attend_by_document, block_diagonal_mask
 from lavit.layers.port import Port
 from lavit.layers.ranks import mean_over_ranks
-from lavit.layers.rows import SplitEmbedding, SplitHead, Visual
+from lavit.layers.rows import FactoredConfig, SplitEmbedding, SplitHead, Visual
 from lavit.tokens import IGNORE, PackedBatch, Rows
 from lavit.vocabulary import Vocabulary
 
@@ -92,6 +93,8 @@ class ModelConfig:
     is read of a picture: "features" that the tokenizer merged, or "patches", which a merger of the port's own merges,
     or all patches "unmerged", which needs no tokenizer but its encoder, and understands pictures without drawing any.
     ``projector`` maps them to the language model's width, "linear" or "mlp". ``word_head`` names what is read in words.
+    ``factored`` makes the rows of codes of their codebook and a projection. ``bias_norm`` gives the blocks, which stay
+    otherwise, biases and gains to learn.
     ``attention`` of packed rows is "sdpa", or "xformers" on a GPU.
     ``z_loss`` weighs log²Z of the softmax's denominator Z in the loss (PaLM, arXiv 2204.02311, section 5).
     """
@@ -104,6 +107,8 @@ class ModelConfig:
     port: str = "features"
     projector: str = "linear"
     word_head: WordHeadConfig | None = None
+    factored: FactoredConfig | None = None
+    bias_norm: bool = False
     attention: str = "sdpa"
 
 
@@ -204,9 +209,10 @@ class UnifiedLM(nn.Module):
         self.blocks = llm.model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary)
+            self.embedding = SplitEmbedding(llm.get_input_embeddings(), vocabulary, config.factored)
             self.words = config.word_head
-            self.head = SplitHead(llm.get_output_embeddings(), vocabulary, config.z_loss, self.words is not None)
+            out = llm.get_output_embeddings()
+            self.head = SplitHead(out, vocabulary, config.z_loss, self.words is not None, config.factored)
             width = llm.config.hidden_size
             self.port = Port(feature_width, width, merger, encoder, config.projector)
             self.next_vector = nn.Linear(width, width) if self.words and self.words.fit == "vectors" else None
@@ -218,8 +224,15 @@ class UnifiedLM(nn.Module):
         attend_by_document(self.blocks)
         if config.lora:
             add_lora(self.blocks, config.lora, seed + 2)
+        if config.bias_norm:
+            add_bias_norm(self.blocks)
         if config.checkpoint_activations:
             checkpoint_blocks(self.blocks)
+
+    def start_from_codebook(self, codebook: Tensor) -> None:
+        """Let the factored rows of embedding and head begin as the tokenizer's codebook (K, d)."""
+        for rows in (self.embedding.new, self.head.new):
+            rows.start_from(codebook)
 
     def forward(self, batch: PackedBatch) -> LMOutput:
         """The mean next-token loss over all learned tokens of all ranks, and of all of a step's micro-batches."""

@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import init_empty_weights
@@ -31,6 +31,7 @@ from lavit.config import load, read_layers, to_yaml
 from lavit.data.text import open_text_tokenizer
 from lavit.generation import ImagePlan, TextPlan
 from lavit.layers.lora import without_lora
+from lavit.layers.rows import FactoredConfig
 from lavit.model import ModelConfig, UnifiedLM, WordHeadConfig, check_reading
 from lavit.placement import check_bits, offload, quantize
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
@@ -65,6 +66,13 @@ class LanguageConfig:
     port: str = "features"
     projector: str = "linear"
     word_head: WordHeadConfig | None = None
+    factored: FactoredConfig | None = None
+    bias_norm: bool = False
+
+    @classmethod
+    def of(cls, row: int, read: str, model: ModelConfig) -> Self:
+        """What of the settings of pretraining a trained model still has to know."""
+        return cls(row, read, model.port, model.projector, model.word_head, model.factored, model.bias_norm)
 
 
 @dataclass
@@ -311,7 +319,13 @@ def new_language_model(tokenizer: TokenizerConfig, config: LanguageConfig, shape
     if port == "patches":
         merger = Merger(tokenizer.encoder.width, tokenizer.encoder.patches, tokenizer.merger, tokenizer.attention)
     return UnifiedLM(
-        ModelConfig(port=port, projector=config.projector, word_head=config.word_head),
+        ModelConfig(
+            port=port,
+            projector=config.projector,
+            word_head=config.word_head,
+            factored=config.factored,
+            bias_norm=config.bias_norm,
+        ),
         tokenizer.vocabulary(shape.vocab_size, port),
         tokenizer.fed_width(port),
         llm=AutoModelForCausalLM.from_config(shape),

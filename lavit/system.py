@@ -52,8 +52,7 @@ class System:
     def from_run(cls, work: Workspace, renders: bool = True) -> Self:
         """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
         stage, cfg = work.experiment.pretrain, work.experiment.evaluation
-        model = stage.model
-        language = LanguageConfig(stage.row, stage.read, model.port, model.projector, model.word_head)
+        language = LanguageConfig.of(stage.row, stage.read, stage.model)
         plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates)
         renderer = work.renderer() if renders else None
         parts = Parts(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), language, plans)
@@ -61,7 +60,7 @@ class System:
 
     @property
     def device(self) -> torch.device:
-        return self.model.head.new.device  # the blocks may be elsewhere
+        return self.model.head.text.device  # the blocks may be elsewhere
 
     # ---------------------------------------------------------------------------------------------- from images
 

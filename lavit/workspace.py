@@ -173,7 +173,10 @@ class Workspace:
             # The port's merger begins as the tokenizer's, whose own stays as it is and makes the ids.
             merger = tokenizer.merger if port == "patches" else None
             encoder = None if e.tokenizer.cache_features else tokenizer.encoder
-        return UnifiedLM(e.pretrain.model, vocabulary, width, e.seed, merger=merger, encoder=encoder)
+        model = UnifiedLM(e.pretrain.model, vocabulary, width, e.seed, merger=merger, encoder=encoder)
+        if e.pretrain.model.factored and e.pretrain.model.factored.codebook:
+            model.start_from_codebook(self.tokenizer().quantizer.codebook)
+        return model
 
     def model(self) -> UnifiedLM:
         """The pretrained language model, in evaluation mode."""

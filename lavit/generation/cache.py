@@ -54,7 +54,7 @@ class Cache:
 
     def __init__(self, model: UnifiedLM, documents: list[Document], room: int):
         self.model = model
-        self.device = model.embedding.new.weight.device
+        self.device = model.head.text.device
         batch = to_device(pack(documents), self.device)
         self.next_position = (batch.document >= 0).sum(1)
         self.width = width = batch.ids.shape[1]

@@ -15,7 +15,7 @@ from lavit.tokens import to_device
 @torch.no_grad()
 def log_likelihood(model: UnifiedLM, documents: list[Document], row: int, rows_at_once: int = 16) -> Tensor:
     """(n,) float32 log-likelihood of the learned tokens of each document."""
-    out = torch.zeros(len(documents), device=model.embedding.new.weight.device)
+    out = torch.zeros(len(documents), device=model.head.text.device)
     for start in range(0, len(documents), 256):
         part = documents[start : start + 256]
         batch_rows = pack_rows([document_length(d) for d in part], row)

@@ -7,6 +7,7 @@ is embedded as the sum of the code's row and the gap's row, and every word learn
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,16 +19,61 @@ from lavit.tokens import IGNORE
 from lavit.vocabulary import Vocabulary
 
 
+@dataclass
+class FactoredConfig:
+    """Rows of codes as a small vector each, ``width`` wide, and one projection of all of them (TEAL).
+
+    The vectors begin as those of the tokenizer's codebook, or with ``codebook: false`` at random.
+    """
+
+    width: int = 32
+    codebook: bool = True
+
+
+class FactoredRows(nn.Module):
+    """Rows (2 + K, D): those of ``[IMG]`` and ``[/IMG]``, then a codebook (K, d) times a projection (d, D).
+
+    TEAL, arXiv 2311.04589: on the way in h = P_in(E[id]), on the way out logits = W P_out(y).
+    """
+
+    def __init__(self, codes: int, width: int, inner: int, scale: Tensor):
+        super().__init__()
+        self.marks = nn.Parameter(torch.randn(2, width) * scale)
+        self.codes = nn.Parameter(F.normalize(torch.randn(codes, inner), dim=-1))
+        self.project = nn.Parameter(torch.randn(inner, width) * scale)
+
+    def forward(self) -> Tensor:
+        """(2 + K, D)."""
+        return torch.cat([self.marks, self.codes @ self.project])
+
+    @torch.no_grad()
+    def start_from(self, codebook: Tensor) -> None:
+        """Take the vectors (K, d) of a codebook.
+
+        Raises:
+            ValueError: another number of codes, or of another width.
+        """
+        if codebook.shape != self.codes.shape:
+            raise ValueError(
+                f"the codebook is {tuple(codebook.shape)} and model.factored asks for {tuple(self.codes.shape)}; "
+                "set its width to the codebook's"
+            )
+        self.codes.copy_(codebook)
+
+
 class SplitEmbedding(nn.Module):
     """Ids (...) int64 in [0, vocabulary.size) to vectors (..., D), or distributions over text (N, V) to means (N, D).
 
     ``new`` holds a row of ``[IMG]``, one of ``[/IMG]`` and one a code; ``gap`` holds one a gap.
     """
 
-    def __init__(self, text: nn.Embedding, vocabulary: Vocabulary):
+    def __init__(self, text: nn.Embedding, vocabulary: Vocabulary, factored: FactoredConfig | None = None):
         super().__init__()
         self.text, self.vocabulary = text, vocabulary
-        self.new = new_rows(vocabulary.codes + 2, text.embedding_dim)
+        if factored is None:
+            self.new = new_rows(vocabulary.codes + 2, text.embedding_dim)
+        else:
+            self.new = factored_rows(vocabulary, text.weight, factored)
         self.gap = new_rows(vocabulary.gaps, text.embedding_dim) if vocabulary.gaps > 1 else None
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -35,7 +81,9 @@ class SplitEmbedding(nn.Module):
             return ids @ self.text.weight[: ids.shape[1]].to(ids.dtype)
         v = self.vocabulary
         rows, word = ids - v.text_size, ids - v.first_code
-        if self.gap is None:
+        if isinstance(self.new, FactoredRows):
+            new = F.embedding(rows.clamp(min=0), self.new())
+        elif self.gap is None:
             new = self.new(rows.clamp(min=0))
         else:
             code = self.new(torch.where(word >= 0, word % v.codes + 2, rows).clamp(min=0))
@@ -80,14 +128,24 @@ class SplitHead(nn.Module):
     ZeRO-3 gathers only what a module owns.
     """
 
-    def __init__(self, text: nn.Linear, vocabulary: Vocabulary, z_loss: float = 0.0, names_vectors: bool = False):
+    def __init__(
+        self,
+        text: nn.Linear,
+        vocabulary: Vocabulary,
+        z_loss: float = 0.0,
+        names_vectors: bool = False,
+        factored: FactoredConfig | None = None,
+    ):
         super().__init__()
         if text.bias is not None:
             raise ValueError("the language model's head has a bias, which LLaMA's has not")
         width, gaps = text.in_features, vocabulary.gaps
         self.size, self.z_loss = vocabulary.size, z_loss
         self.text = text.weight
-        self.new = new_head(width, vocabulary.codes + 2)
+        if factored is None:
+            self.new = new_head(width, vocabulary.codes + 2)
+        else:
+            self.new = factored_rows(vocabulary, self.text, factored)
         if gaps > 1:
             self.gap_logits = new_head(width, gaps)
             self.gap_states = nn.Parameter(torch.zeros(gaps, width, width))
@@ -113,7 +171,7 @@ class SplitHead(nn.Module):
             if hidden.states is None:
                 return F.linear(hidden.vectors, self.words).float().softmax(-1)
             return self.diverge(hidden)
-        rows = [self.text, self.new, *self._gaps()]
+        rows = [self.text, self._new(), *self._gaps()]
         if labels is None:
             return split_logits(hidden, *rows)
         learned = labels != IGNORE
@@ -139,11 +197,14 @@ class SplitHead(nn.Module):
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) states to (..., text + 1) logits of the ids that may follow in a text: its own and ``[IMG]``."""
-        return torch.cat([F.linear(hidden, self.text), F.linear(hidden, self.new[:1])], dim=-1)
+        return torch.cat([F.linear(hidden, self.text), F.linear(hidden, self._new()[:1])], dim=-1)
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) states to (..., 1 + words) logits of the ids that may follow in an image: ``[/IMG]`` and words."""
-        return new_logits(hidden, 1, self.new, *self._gaps())
+        return new_logits(hidden, 1, self._new(), *self._gaps())
+
+    def _new(self) -> Tensor:
+        return self.new() if isinstance(self.new, FactoredRows) else self.new
 
     def _gaps(self) -> list[Tensor]:
         return [self.gap_logits, self.gap_states, self.gap_bias] if hasattr(self, "gap_logits") else []
@@ -165,6 +226,17 @@ def new_logits(hidden: Tensor, first: int, new: Tensor, *gap: Tensor) -> Tensor:
     states = hidden[..., None, :] + F.linear(hidden, maps.flatten(0, 1), bias.flatten()).unflatten(-1, bias.shape)
     words = F.linear(hidden, logits)[..., None] + F.linear(states, new[2:])
     return torch.cat([F.linear(hidden, new[first:2]), words.flatten(-2)], dim=-1)
+
+
+def factored_rows(vocabulary: Vocabulary, text: Tensor, config: FactoredConfig) -> FactoredRows:
+    """Rows as wide and, at first, about as long as those of ``text`` (V, D).
+
+    Raises:
+        ValueError: words that say places, whose rows are made otherwise.
+    """
+    if vocabulary.gaps > 1:
+        raise ValueError("model.factored has rows of codes alone; set tokenizer.model.places to null beside it")
+    return FactoredRows(vocabulary.codes, text.shape[1], config.width, text.detach().std())
 
 
 def new_rows(rows: int, width: int) -> nn.Embedding:

@@ -13,13 +13,17 @@ from lavit.runs.folder import read_json, write_json
 
 
 class ProgressState(NamedTuple):
-    """``done`` of ``total`` units; ``note`` is free text, a loss for instance; ``at`` the Unix time of writing."""
+    """``done`` of ``total`` units; ``note`` is free text, a loss for instance; ``at`` the Unix time of writing.
+
+    ``part`` is the phase that it is of, "" of a stage without any.
+    """
 
     done: int
     total: int
     unit: str
     note: str
     at: float
+    part: str = ""
 
 
 class Progress:
@@ -35,13 +39,16 @@ class Progress:
         now = time.monotonic()
         if done >= self._total or now - self._written >= self._every:
             self._written = now
-            write_json(self._path, ProgressState(done, self._total, self._unit, note, time.time())._asdict())
+            state = ProgressState(done, self._total, self._unit, note, time.time())._asdict()
+            write_json(self._path, {name: value for name, value in state.items() if name != "part"})
 
 
 def read_progress(folder: str | Path) -> ProgressState | None:
-    """What the stage wrote last; None before its first word."""
-    path = Path(folder) / "progress.json"
-    return ProgressState(**read_json(path)) if path.is_file() else None
+    """What the stage, or a phase in a folder of its own below it, wrote last; None before its first word."""
+    folder = Path(folder)
+    paths = {path: path.parent.name for path in folder.glob("*/progress.json")} | {folder / "progress.json": ""}
+    states = [ProgressState(**read_json(path), part=part) for path, part in paths.items() if path.is_file()]
+    return max(states, key=lambda state: state.at, default=None)
 
 
 class Screen:
@@ -102,12 +109,14 @@ class Pace:
         parts = [clock(self.seconds())]
         if state is None or state.at < self._since:  # what an interrupted session wrote says nothing about this one
             return f"{self._name}: starting, {parts[0]}"
-        self._first = self._first or state
+        if self._first is None or self._first.part != state.part:
+            self._first = state
         parts = [*([state.note] if state.note else []), *parts]
         gained, passed = state.done - self._first.done, state.at - self._first.at
         if gained > 0 and state.done < state.total:
             parts.append(f"about {clock((state.total - state.done) * passed / gained)} left")
-        return f"{self._name}: {state.done}/{state.total} {state.unit}, {', '.join(parts)}"
+        name = f"{self._name}/{state.part}" if state.part else self._name
+        return f"{name}: {state.done}/{state.total} {state.unit}, {', '.join(parts)}"
 
 
 def clock(seconds: float) -> str:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lavit.layers.rows import SplitEmbedding, SplitHead
+from lavit.layers.rows import FactoredConfig, SplitEmbedding, SplitHead
 from lavit.tokens import IGNORE
 from lavit.vocabulary import Vocabulary
 
@@ -175,3 +175,55 @@ def test_a_code_learns_from_both_of_its_words():
     embedding(torch.tensor([PAIRS.first_code + 1, PAIRS.first_code + PAIRS.codes + 1])).sum().backward()
     assert embedding.new.weight.grad.sum(1).tolist() == [0, 0, 0, 2 * WIDTH, 0]
     assert embedding.gap.weight.grad.sum(1).tolist() == [WIDTH, WIDTH]
+
+
+# ------------------------------------------------------------------------------------------------------ factored rows
+
+
+@pytest.fixture
+def factored():
+    torch.manual_seed(3)
+    text = nn.Embedding(TEXT, WIDTH)
+    config = FactoredConfig(width=2)
+    return SplitEmbedding(text, VOCABULARY, config), SplitHead(
+        nn.Linear(WIDTH, TEXT, bias=False), VOCABULARY, factored=config
+    )
+
+
+def test_factored_rows_are_a_codebook_times_a_projection(factored):
+    """h = P_in(E[id]) and logits = W P_out(y) (TEAL)."""
+    embedding, head = factored
+    code = torch.tensor([TEXT + 2 + 1])
+    torch.testing.assert_close(embedding(code)[0], embedding.new.codes[1] @ embedding.new.project)
+    assert torch.equal(embedding(torch.tensor([TEXT, TEXT + 1])), embedding.new.marks)
+    y = torch.randn(3, WIDTH)
+    logits = head(y)
+    torch.testing.assert_close(logits[:, TEXT + 2 :], (y @ head.new.project.T) @ head.new.codes.T)
+    torch.testing.assert_close(logits[:, TEXT : TEXT + 2], y @ head.new.marks.T)
+    torch.testing.assert_close(head.image_logits(y), logits[:, TEXT + 1 :])
+    torch.testing.assert_close(head.text_logits(y), logits[:, : TEXT + 1])
+
+
+def test_the_loss_of_factored_rows_reaches_each_of_them(factored):
+    _, head = factored
+    hidden, labels = torch.randn(4, WIDTH), torch.tensor([2, TEXT, TEXT + 3, IGNORE])
+    head(hidden, labels).loss.backward()
+    found = {name: parameter.grad.clone() for name, parameter in head.named_parameters()}
+    head.zero_grad()
+    F.cross_entropy(head(hidden), labels, ignore_index=IGNORE, reduction="sum").backward()
+    for name, parameter in head.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad)
+        assert parameter.grad.any(), name
+
+
+def test_factored_rows_begin_as_a_codebook(factored):
+    rows, codebook = factored[0].new, torch.randn(3, 2)
+    rows.start_from(codebook)
+    assert torch.equal(rows()[2:], codebook @ rows.project)
+    with pytest.raises(ValueError, match=r"the codebook is \(3, 5\) and model.factored asks for \(3, 2\)"):
+        rows.start_from(torch.randn(3, 5))
+
+
+def test_factored_rows_and_places_do_not_go_together():
+    with pytest.raises(ValueError, match="set tokenizer.model.places to null"):
+        SplitEmbedding(nn.Embedding(TEXT, WIDTH), PAIRS, FactoredConfig())
