@@ -38,9 +38,12 @@ class FactoredRows(nn.Module):
 
     def __init__(self, codes: int, width: int, inner: int, scale: Tensor):
         super().__init__()
-        self.marks = nn.Parameter(torch.randn(2, width) * scale)
+        self.marks = nn.Parameter(torch.randn(2, width))
         self.codes = nn.Parameter(F.normalize(torch.randn(codes, inner), dim=-1))
-        self.project = nn.Parameter(torch.randn(inner, width) * scale)
+        self.project = nn.Parameter(torch.randn(inner, width))
+        with torch.no_grad():
+            self.marks.mul_(scale)
+            self.project.mul_(scale)
 
     def forward(self) -> Tensor:
         """(2 + K, D)."""
