@@ -122,13 +122,17 @@ def state_bytes(
 
 
 def plan(experiment: Experiment) -> list[StagePlan]:
-    """The three trainings of an experiment, and that of its VAE where it has one of its own.
+    """The trainings of an experiment, stage 2 phase by phase; that of a VAE where it has one of its own.
 
     Raises:
         ValueError: a language model in a folder whose shape the configuration does not say.
     """
-    own = [autoencoder_plan(experiment)] if experiment.trains_autoencoder else []
-    return [tokenizer_plan(experiment), pretrain_plan(experiment), *own, decoder_plan(experiment)]
+    stages = experiment.demo.stages or ["tokenizer", "pretrain", "decoder"]
+    plans = [tokenizer_plan(experiment)] if "tokenizer" in stages else []
+    for name, part in experiment.pretrain.parts().items() if "pretrain" in stages else ():
+        plans.append(pretrain_plan(replace(experiment, pretrain=part), f"pretrain/{name}" if name else "pretrain"))
+    plans += [autoencoder_plan(experiment)] if experiment.trains_autoencoder else []
+    return plans + ([decoder_plan(experiment)] if "decoder" in stages else [])
 
 
 def tokenizer_plan(experiment: Experiment) -> StagePlan:
@@ -237,8 +241,8 @@ def known_shape(config: ModelConfig) -> PretrainedConfig | None:
     return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
-def pretrain_plan(experiment: Experiment) -> StagePlan:
-    """Stage 2 on the documents of the run, or on assumed ones."""
+def pretrain_plan(experiment: Experiment, name: str = "pretrain") -> StagePlan:
+    """Stage 2, or the phase of it with this name, on the documents of the run, or on assumed ones."""
     config, train = experiment.pretrain.model, experiment.pretrain.train
     tokenizer, text = experiment.tokenizer.model, experiment.pretrain.text
     shape = known_shape(config)
@@ -247,6 +251,7 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
     vocabulary, width = tokenizer.vocabulary(text_size, config.port), tokenizer.fed_width(config.port)
     kind, choice = tokenizer.selection.chosen()
     words = choice.tokens if kind == "even" else round(choice.rho * tokenizer.encoder.patches)
+    words = tokenizer.encoder.patches if config.port == "unmerged" else words
     known = known_documents(experiment)
     mean = known or assumed_documents(experiment, words)
     length, learned, read = (max(1, round(value)) for value in mean[:3])
@@ -254,7 +259,9 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
     with torch.device("meta"):
         llm = LlamaForCausalLM(shape) if shape is not None else None
         merger = Merger(encoder.width, encoder.patches, tokenizer.merger) if config.port == "patches" else None
-        online = Encoder(encoder, pretrained=False) if merger is not None and not cached(experiment) else None
+        online = None
+        if config.port != "features" and not cached(experiment):
+            online = Encoder(encoder, pretrained=False)
         model = UnifiedLM(plain, vocabulary, width, llm=llm, merger=merger)
     with imagined(train.precision, model, *([online] if online else [])):
         states = torch.empty(1, length, model.blocks.config.hidden_size)
@@ -272,7 +279,7 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
             )[0]
 
         def port() -> Tensor:
-            return model.port.proj(merged(model.port.merger, patches, words) if model.port.merges else fed)
+            return model.port.projected(merged(model.port.merger, patches, words) if model.port.merges else fed)
 
         head = part("head", model.head, lambda: model.head(states[0, :learned]), known=model.embedding)
         # The loss is taken in chunks, which keep no logits but the gradients of the labelled states and of all rows.
@@ -295,7 +302,7 @@ def pretrain_plan(experiment: Experiment) -> StagePlan:
         of = "the run's own" if known else "assumed"
         items = f"documents ({of}, {length} tokens)"
         beside = parts[0].parameters if online is not None else 0
-        return StagePlan("pretrain", parts, train, items, train.batch * length, beside)
+        return StagePlan(name, parts, train, items, train.batch * length, beside)
 
 
 def cached(experiment: Experiment) -> bool:

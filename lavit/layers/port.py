@@ -59,7 +59,7 @@ class Port(nn.Module):
         dtype = self.proj.weight.dtype
         if slots is None:
             # Nothing to feed still passes through the port: under ZeRO all ranks must reduce the same gradients.
-            return self._projected(self._nothing().to(self.proj.weight))[:0]
+            return self.projected(self._nothing().to(self.proj.weight))[:0]
         reads_patches = self.merges or self._beside != (None,)
         if reads_patches != (slots.keep is not None):
             raise ValueError(f"the port reads {'patches' if reads_patches else 'features'}, and gets the other")
@@ -68,9 +68,10 @@ class Port(nn.Module):
             vectors = self._encoded(vectors)
         if self.merges:
             vectors = self.merger.merge(vectors, slots.keep)
-        return self._projected(vectors[slots.keep] if vectors.dim() == 3 else vectors)
+        return self.projected(vectors[slots.keep] if vectors.dim() == 3 else vectors)
 
-    def _projected(self, vectors: Tensor) -> Tensor:
+    def projected(self, vectors: Tensor) -> Tensor:
+        """(..., D) features or merged vectors to (..., hidden)."""
         projected = self.proj(vectors)
         return projected if self.out is None else self.out(F.gelu(projected))
 
