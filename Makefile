@@ -15,7 +15,7 @@ LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTF
 
 .PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune autoencoder decoder \
 	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers \
-	plan bench report release
+	plan bench report release checks
 
 setup: $(VENV)/.complete
 
@@ -88,6 +88,9 @@ bench: setup
 
 release: demo
 	@$(RUN) -m eval.export $(OUT) $(CONFIG) $(ARGS)
+
+checks: setup
+	@$(RUN) -m eval.checks $(CONFIG) $(ARGS)
 
 report: setup
 	@$(RUN) -m eval.report $(CONFIG) $(ARGS)

@@ -19,6 +19,7 @@ from lavit.model import ModelConfig, check_reading
 from lavit.renderers.autoencoder import AutoencoderConfig, check_autoencoder
 from lavit.renderers.diffusion import DiffusionConfig, check_diffusion
 from lavit.runs import (
+    ChecksConfig,
     DemoConfig,
     FolderLock,
     end_with_parent,
@@ -85,6 +86,10 @@ class PretrainStage:
                 raise ValueError(f"pretrain.phases.{name}: a phase has a plain word for a name and no phases itself")
         parts = {name: overlaid(whole, phase, f"pretrain.phases.{name}") for name, phase in phases.items()}
         return parts or {"": whole}
+
+    def last(self) -> PretrainStage:
+        """The phase that the model comes from."""
+        return list(self.parts().values())[-1]
 
 
 @dataclass
@@ -201,6 +206,7 @@ class Experiment:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     card: CardConfig = field(default_factory=CardConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
 
     @property
     def trains_autoencoder(self) -> bool:
@@ -235,6 +241,7 @@ OWNERS = {
     "evaluation.batch": "",
     "card": "",
     "report": "",
+    "checks": "",
 }
 
 
@@ -265,11 +272,10 @@ def check(experiment: Experiment) -> None:
     for name, part in e.pretrain.parts().items():
         key = f"pretrain.phases.{name}" if name else "pretrain"
         check_pretrain(part, key)
-        other = replace(part.model, word_head=e.pretrain.model.word_head)
-        if other != e.pretrain.model or (part.model.word_head is None) != (e.pretrain.model.word_head is None):
-            raise ValueError(
-                f"{key}.model: a phase trains the model of the others; it may set word_head.fit and weight"
-            )
+        last = e.pretrain.last().model
+        alike = replace(part.model, word_head=last.word_head) == last
+        if not alike or (part.model.word_head is None) != (last.word_head is None):
+            raise ValueError(f"{key}.model: a phase trains the model of the others; it may set word_head alone")
         if part.text != e.pretrain.text:
             raise ValueError(f"{key}.text: all phases have one text tokenizer; set pretrain.text")
     for name in ("text", "answer", "image"):
@@ -346,6 +352,11 @@ def check_pretrain(stage: PretrainStage, key: str) -> None:
         raise ValueError(f"{key}.model.word_head.fit '{model.word_head.fit}' is unknown; choose {', '.join(FITS)}")
     if model.bias_norm and model.lora:
         raise ValueError(f"{key}.model: bias_norm and lora both adapt the blocks; set one of them")
+    if model.word_head and model.word_head.pseudo and stage.train.zero_stage == 3:
+        raise ValueError(
+            f"{key}.model.word_head.pseudo reads the rows of all words at once, which ZeRO-3 has in parts: set "
+            f"{key}.train.zero_stage to 2 or less"
+        )
     drawn = mixture.text_image + mixture.interleaved
     if model.port == "unmerged" and (drawn or mixture.learn_read or stage.read == "ids"):
         raise ValueError(

@@ -52,7 +52,7 @@ class System:
     def from_run(cls, work: Workspace, renders: bool = True) -> Self:
         """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
         stage, cfg = work.experiment.pretrain, work.experiment.evaluation
-        language = LanguageConfig.of(stage.row, stage.read, stage.model)
+        language = LanguageConfig.of(stage.row, stage.read, stage.last().model)
         plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates)
         renderer = work.renderer() if renders else None
         parts = Parts(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), language, plans)

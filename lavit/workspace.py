@@ -164,8 +164,8 @@ class Workspace:
         return open_text_tokenizer(given or self.run / "pretrain" / "text")
 
     def new_model(self) -> UnifiedLM:
-        e = self.experiment
-        port, config = e.pretrain.model.port, e.tokenizer.model
+        e, model = self.experiment, self.experiment.pretrain.last().model
+        port, config = model.port, e.tokenizer.model
         vocabulary, width = config.vocabulary(len(self.text_tokenizer()), port), config.fed_width(port)
         merger = encoder = None
         if port != "features":
@@ -173,10 +173,10 @@ class Workspace:
             # The port's merger begins as the tokenizer's, whose own stays as it is and makes the ids.
             merger = tokenizer.merger if port == "patches" else None
             encoder = None if e.tokenizer.cache_features else tokenizer.encoder
-        model = UnifiedLM(e.pretrain.model, vocabulary, width, e.seed, merger=merger, encoder=encoder)
-        if e.pretrain.model.factored and e.pretrain.model.factored.codebook:
-            model.start_from_codebook(self.tokenizer().quantizer.codebook)
-        return model
+        made = UnifiedLM(model, vocabulary, width, e.seed, merger=merger, encoder=encoder)
+        if model.factored and model.factored.codebook:
+            made.start_from_codebook(self.tokenizer().quantizer.codebook)
+        return made
 
     def model(self) -> UnifiedLM:
         """The pretrained language model, in evaluation mode."""

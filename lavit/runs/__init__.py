@@ -1,6 +1,7 @@
 """How runs are conducted: run folders, their locks and clocks, progress, and how processes end. Imports no torch."""
 
 from lavit.runs.folder import (
+    ChecksConfig,
     DemoConfig,
     is_done,
     let_others_read,
@@ -23,6 +24,7 @@ from lavit.runs.processes import ProcessGroup, StopSignal, end_all, end_with_par
 from lavit.runs.progress import Progress, ProgressState, Screen, read_progress
 
 __all__ = [
+    "ChecksConfig",
     "DemoConfig",
     "FolderInUse",
     "FolderLock",

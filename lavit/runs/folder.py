@@ -42,6 +42,21 @@ class DemoConfig:
     stages: list[str] = field(default_factory=list)
 
 
+@dataclass
+class ChecksConfig:
+    """What ``make checks`` sets side by side.
+
+    Attributes:
+        arms: by name, what a run sets otherwise, as ``key=value``.
+        seeds: every arm runs with each.
+        figures: what is shown of them, as ``group.figure`` of metrics.json.
+    """
+
+    arms: dict[str, list[str]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    figures: list[str] = field(default_factory=list)
+
+
 # --------------------------------------------------------------------------------------------------------- files
 
 

@@ -1,0 +1,89 @@
+"""Arms and seeds side by side; the runs themselves are those of the demo."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval import checks
+from lavit.config import load_section
+from lavit.experiment import load_experiment
+from lavit.runs import ChecksConfig
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+run: {run}
+checks:
+  arms: {{plain: [], other: [pretrain.row=300]}}
+  seeds: [3, 4]
+  figures: [vqa.accuracy]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG.format(run=tmp_path / "run"))
+    return path
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What runs were asked for; each has an accuracy of a tenth of its seed, and one more where a row is longer."""
+    asked: list[list[str]] = []
+
+    def demo(argv: list[str]) -> int:
+        asked.append(argv)
+        given = dict(item.split("=") for item in argv[1:])
+        run = Path(given["run"])
+        run.mkdir(parents=True, exist_ok=True)
+        accuracy = int(given["seed"]) / 10 + ("pretrain.row" in given)
+        (run / "metrics.json").write_text(json.dumps({"vqa": {"accuracy": accuracy}}))
+        return 0
+
+    monkeypatch.setattr(checks, "demo", demo)
+    return asked
+
+
+def test_every_arm_runs_with_every_seed_in_a_folder_of_its_own(config, ran, tmp_path, capsys):
+    assert checks.main([str(config), "data.image_size=64"]) == 0
+    assert len({argv[-1] for argv in ran}) == 4
+    assert ran[1][1:] == ["data.image_size=64", "pretrain.row=300", "seed=3", f"run={tmp_path}/run/checks/other-3"]
+    found = json.loads((tmp_path / "run" / "checks" / "checks.json").read_text())
+    assert found["plain"]["vqa.accuracy"] == {
+        "mean": 0.35,
+        "std": pytest.approx(0.0707, abs=1e-4),
+        "values": [0.3, 0.4],
+    }
+    assert "| other | 1.350 ± 0.071 |" in (tmp_path / "run" / "checks" / "checks.md").read_text()
+    assert "| 2 seeds | `vqa.accuracy` |" in capsys.readouterr().out
+
+
+def test_a_run_that_does_not_end_ends_it_all(config, ran, monkeypatch, tmp_path):
+    made = checks.demo
+    monkeypatch.setattr(checks, "demo", lambda argv: made(argv) or (130 if len(ran) == 2 else 0))
+    assert checks.main([str(config)]) == 130 and len(ran) == 2
+    assert not (tmp_path / "run" / "checks" / "checks.json").exists()
+
+
+def test_mistakes_are_said(config, ran, capsys):
+    assert checks.main([]) == 2
+    assert checks.main([str(config), "checks.figures=[vqa.acuracy]"]) == 2
+    assert "has no vqa.acuracy" in capsys.readouterr().err
+    assert checks.main([str(ROOT / "configs" / "lavit" / "demo.yaml")]) == 2
+    assert "has no checks; name some in checks.arms" in capsys.readouterr().err
+
+
+def test_the_arms_of_visual_words_can_be_run():
+    """The last phase of each differs in its loss, and the regression has a layer of its own to train."""
+    path = ROOT / "configs" / "visual_words" / "demo.yaml"
+    arms = load_section(path, [], "checks", ChecksConfig).arms
+    heads = {name: load_experiment(path, settings).pretrain.last().model.word_head for name, settings in arms.items()}
+    assert {name: head.fit for name, head in heads.items()} == {
+        "nothing": "nothing", "regression": "vectors", "visual_words": "model", "pseudo": "model"
+    }  # fmt: skip
+    assert [name for name, head in heads.items() if head.pseudo] == ["pseudo"]
+    trained = load_experiment(path, arms["regression"]).pretrain.last().train.optimizer.trained
+    assert "next_vector.*" in trained and "blocks.*lora*" in trained
