@@ -1,0 +1,127 @@
+"""Speech as ids: features of Whisper's encoder, and the nearest of K centres of theirs (TEAL, arXiv 2311.04589)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from lavit.data.audio import RATE
+from lavit.data.whisper import whisper_folder
+from lavit.tokenizers.quantizer import nearest_centres, spherical_kmeans
+from lavit.tokens import Tokens
+
+HOP = 160  # samples of a frame of the spectrogram; the encoder halves their number
+STEPS = 2 * HOP
+
+
+@dataclass
+class SpeechConfig:
+    """Whisper from a Hugging Face ``folder``, by default the packaged base model.
+
+    Features are those after ``layer`` blocks (the paper: 11 of Whisper-small's 12), the mean of every ``pool`` of them,
+    20 ms each; ``codes`` centres are found among ``vectors`` of them.
+    """
+
+    folder: str | None = None
+    layer: int = 5
+    pool: int = 2
+    codes: int = 512
+    vectors: int = 40000
+    iterations: int = 20
+    batch: int = 16
+
+
+class SpeechTokenizer(nn.Module):
+    """Sounds (n,) float32 at 16 kHz to codes. The encoder is frozen; centres are unit vectors of centred features.
+
+    Whisper pads everything to 30 s; here the encoder reads as much as the longest sound of a batch, which costs a
+    fifteenth for two seconds.
+
+    Raises:
+        ValueError: a layer that the encoder has not, or a pool below 1.
+    """
+
+    def __init__(self, config: SpeechConfig, encoder: WhisperEncoder | None = None):
+        super().__init__()
+        self.config = config
+        self.encoder = (encoder or open_encoder(config.folder)).eval().requires_grad_(False)
+        settings: WhisperConfig = self.encoder.config
+        if not 1 <= config.layer <= settings.encoder_layers or config.pool < 1:
+            raise ValueError(
+                f"speech.layer is {config.layer} and pool {config.pool}; the encoder has {settings.encoder_layers} "
+                "layers, and pool is at least 1"
+            )
+        self.mel = WhisperFeatureExtractor(feature_size=settings.num_mel_bins)
+        self.register_buffer("mean", torch.zeros(settings.d_model))
+        self.register_buffer("codebook", torch.zeros(config.codes, settings.d_model))
+
+    @torch.no_grad()
+    def features(self, sounds: Sequence[Tensor]) -> list[Tensor]:
+        """(n, D) float32 features of each sound, one for every ``pool`` × 20 ms that it lasts, at least one."""
+        longest = max(len(sound) for sound in sounds)
+        span = self.config.pool * STEPS
+        whole = -(-longest // span) * span
+        mel = self.mel(
+            [sound.numpy() for sound in sounds], sampling_rate=RATE, padding="max_length", max_length=whole,
+            truncation=False, return_tensors="pt",
+        ).input_features  # fmt: skip
+        found = self._encoded(mel.to(self.codebook))
+        found = found.unflatten(1, (-1, self.config.pool)).mean(2)
+        return [row[: max(1, round(len(sound) / span))] for row, sound in zip(found, sounds, strict=True)]
+
+    def _encoded(self, mel: Tensor) -> Tensor:
+        """(B, T / 2, D) of a spectrogram (B, M, T)."""
+        e = self.encoder
+        x = F.gelu(e.conv2(F.gelu(e.conv1(mel)))).transpose(1, 2)
+        x = x + e.embed_positions.weight[: x.shape[1]]
+        for block in e.layers[: self.config.layer]:
+            out = block(x, attention_mask=None)
+            x = out[0] if isinstance(out, tuple) else out
+        return x.float()
+
+    @torch.no_grad()
+    def start_from(self, features: Tensor, seed: int = 0) -> None:
+        """Find the centres of features (n, D).
+
+        Raises:
+            ValueError: fewer features than codes.
+        """
+        if len(features) < self.config.codes:
+            raise ValueError(
+                f"speech.codes is {self.config.codes}, but there are only {len(features)} features; use more sounds or "
+                "fewer codes"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        picked = features[torch.randperm(len(features), generator=generator)[: self.config.vectors]]
+        self.mean.copy_(picked.mean(0))
+        unit = F.normalize(picked - self.mean, dim=-1)
+        self.codebook.copy_(spherical_kmeans(unit, self.config.codes, self.config.iterations, generator)[0])
+
+    @torch.no_grad()
+    def encode(self, sounds: Sequence[Tensor]) -> Tokens:
+        """Tokens of sounds: codes (B, N) int64, which are real, features (B, N, D) and positions, in steps of time."""
+        found = self.features(sounds)
+        features = nn.utils.rnn.pad_sequence(found, batch_first=True)
+        position = torch.arange(features.shape[1]).expand(len(found), -1)
+        keep = position < torch.tensor([len(one) for one in found])[:, None]
+        _, codes = nearest_centres(F.normalize(features - self.mean, dim=-1).flatten(0, 1), self.codebook)
+        return Tokens(codes.view(keep.shape) * keep, keep, features, position)
+
+
+def open_encoder(folder: str | None = None) -> WhisperEncoder:
+    """The encoder of a Whisper in a Hugging Face folder, by default the packaged base model.
+
+    Raises:
+        ValueError: no such folder.
+    """
+    path = Path(folder) if folder else whisper_folder()
+    if not path.is_dir():
+        raise ValueError(f"speech.folder {folder} does not exist; give a Hugging Face folder with a Whisper")
+    return WhisperModel.from_pretrained(path, local_files_only=True, dtype=torch.float32).encoder
