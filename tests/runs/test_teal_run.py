@@ -1,10 +1,8 @@
-"""A tiny run of TEAL for pictures: both stages through the real launcher, and what must not have moved."""
+"""A tiny run of TEAL for pictures, stage after stage in this process, and what must not have moved."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from lavit.layers.bias_norm import BIAS, GAIN, without_bias_norm
 from lavit.model import build_llm
 from lavit.pipeline import LaVIT
 from lavit.workspace import Workspace
+from tests.runs.stages import run_stages
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "teal" / "toy.yaml"
@@ -26,9 +25,7 @@ PROJECTIONS = {"embedding.new.project", "head.new.project"}
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teal") / "run"
-    command = [sys.executable, "-m", "eval.demo", str(CONFIG), f"run={folder}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run_stages(CONFIG, folder)
     return folder
 
 

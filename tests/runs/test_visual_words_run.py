@@ -1,11 +1,9 @@
-"""A tiny run of visual words: every stage, each a process, the trainings through the real launcher."""
+"""A tiny run of visual words, stage after stage in this process; LaVIT's goes through the launcher."""
 
 from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from eval.visual_words import WholeWords, categories, hits, spread
 from lavit.experiment import load_experiment
 from lavit.pipeline import LaVIT
 from lavit.workspace import Workspace
+from tests.runs.stages import run_stages
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "visual_words" / "toy.yaml"
@@ -26,9 +25,7 @@ PHASES = ("align", "instruct", "head", "joint")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("visual_words") / "run"
-    command = [sys.executable, "-m", "eval.demo", str(CONFIG), f"run={folder}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_stages(CONFIG, folder)
     return folder
 
 
