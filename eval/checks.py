@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.demo import main as demo
+from eval.figures import REQUIRED
 from lavit.config import load_section
 from lavit.runs import ChecksConfig, read_json, write_atomic, write_json
 
@@ -29,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not checks.arms or not checks.seeds:
             raise ValueError(
                 f"{argv[0]} has no checks; name some in checks.arms, e.g. {{plain: [], other: [key=value]}}"
+            )
+        wrong = [name for name in checks.figures if name.partition(".")[0] not in REQUIRED]
+        if wrong or not checks.figures:
+            raise ValueError(
+                f"checks.figures: {wrong or 'none'}; name group.figure, the groups being {', '.join(REQUIRED)}"
             )
         for seed in checks.seeds:
             for arm, settings in checks.arms.items():

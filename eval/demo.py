@@ -40,10 +40,7 @@ LAVIT = (
 # Between the data and the decoder, where the decoder works on latents of a VAE that is to be trained.
 AUTOENCODER = Stage("autoencoder", "tokenizer.train_autoencoder", needs=("data",), ranks=True)
 # What ``demo.stages`` may name beside them.
-OTHERS = (
-    AUTOENCODER,
-    Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),
-)
+OTHERS = (Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),)
 
 HEADLINES = {
     "tokenizer.cosine": "tokenizer cosine, held out",
@@ -52,6 +49,7 @@ HEADLINES = {
     "vqa.accuracy": "VQA accuracy",
     "reconstruction.r5": "reconstruction R@5",
     "text_to_image.rendered_r10": "text to image R@10",
+    "visual_words.category_accuracy": "class by visual words",
 }
 
 
@@ -107,7 +105,11 @@ def chosen(names: Sequence[str]) -> tuple[Stage, ...]:
         ValueError: a name of none.
     """
     *before, report = LAVIT
-    known = {stage.name: stage for stage in (*before, *OTHERS, report)}
+    place = next(i for i, stage in enumerate(before) if stage.name == "decoder")
+    decoder = replace(before[place], needs=(*before[place].needs, AUTOENCODER.name))
+    known = {
+        stage.name: stage for stage in (*before[:place], AUTOENCODER, decoder, *before[place + 1 :], *OTHERS, report)
+    }
     if strange := [name for name in names if name not in known]:
         raise ValueError(f"demo.stages: '{strange[0]}' is no stage; there are {', '.join(known)}")
 
@@ -116,8 +118,8 @@ def chosen(names: Sequence[str]) -> tuple[Stage, ...]:
         return tuple(dict.fromkeys(name for part in direct for name in part))
 
     made = [replace(stage, needs=needs(stage)) for name, stage in known.items() if name in names]
-    evaluations = tuple(stage.name for stage in made if stage.name.startswith("eval/"))
-    return tuple(replace(stage, needs=evaluations) if stage.name == "report" else stage for stage in made)
+    others = tuple(stage.name for stage in made if stage.name != report.name)
+    return tuple(replace(stage, needs=others) if stage.name == report.name else stage for stage in made)
 
 
 def schema_mistake(argv: Sequence[str]) -> str:

@@ -32,7 +32,8 @@ REQUIRED = {
     + " ".join(f"budget_{name}_{figure}" for name in ("own", *BUDGETS) for figure in Budget._fields),
     "text_to_image": "feature_r10 rendered_r10 shuffled_r10 chance_r10 feature_nearest_r10 rendered_nearest_r10 n "
     "image_text_picture_nearer image_text_thing_nearer image_text_chance image_text_n",
-    "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled n",
+    "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled "
+    "hit5_constant n",
 }
 LAVIT = ("tokenizer", "caption", "vqa", "reconstruction", "text_to_image")  # what a run has that names no stages
 EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
@@ -176,7 +177,7 @@ TABLE = (
     Figure("visual_words", "category_accuracy", "Likeliest class word is that of the caption", {
         "chance": "category_chance", "majority": "category_majority", "shuffled": "category_shuffled"}),
     Figure("visual_words", "hit5", "One of the five most telling words is in the caption", {
-        "shuffled": "hit5_shuffled"}),
+        "five commonest words": "hit5_constant", "shuffled": "hit5_shuffled"}),
     Figure("visual_words", "entropy", "Entropy of the visual words of a patch", {}, {"of their mean": "entropy_mean"},
            top=None, note="nats; equal to that of their mean where all patches have the same words"),
 )  # fmt: skip

@@ -131,7 +131,8 @@ def plan(experiment: Experiment) -> list[StagePlan]:
     plans = [tokenizer_plan(experiment)] if "tokenizer" in stages else []
     for name, part in experiment.pretrain.parts().items() if "pretrain" in stages else ():
         plans.append(pretrain_plan(replace(experiment, pretrain=part), f"pretrain/{name}" if name else "pretrain"))
-    plans += [autoencoder_plan(experiment)] if experiment.trains_autoencoder else []
+    if experiment.trains_autoencoder and "autoencoder" in (experiment.demo.stages or ["autoencoder"]):
+        plans.append(autoencoder_plan(experiment))
     return plans + ([decoder_plan(experiment)] if "decoder" in stages else [])
 
 

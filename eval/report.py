@@ -205,7 +205,8 @@ def training_curves(work: Workspace) -> list[dict[str, str]]:
         ("decoder", "Pixel decoder", "mean squared error", {"loss": "U-Net", "draft": "linear draft"}, {}),
     )
     made = work.experiment.demo.stages or ["tokenizer", "pretrain", "decoder"]
-    made = [*made, "autoencoder"] if work.experiment.trains_autoencoder else made
+    if work.experiment.trains_autoencoder and not work.experiment.demo.stages:
+        made = [*made, "autoencoder"]
     plots = [plot for plot in plots if plot[0].partition("/")[0] in made]
     return [
         {"title": title, "plot": curves(read_log(work.run / folder / "log.jsonl", names), label, marks)}

@@ -31,6 +31,7 @@ AT_ONCE = 16  # pictures
 SHOWN = 2  # telling words of a patch
 RARE = 1e-5  # what is rarer tells nothing
 LETTERS = re.compile(r"[a-z]{3,}")
+SPACES = ("Ġ", "▁")  # of byte-level BPE, of sentencepiece
 
 
 class Named(NamedTuple):
@@ -44,11 +45,14 @@ class WholeWords:
     """The ids (W,) of pieces that are whole words, and which word each is; one word may have several."""
 
     def __init__(self, text: PreTrainedTokenizerBase):
-        pieces = [text.decode([number]) for number in range(len(text))]
-        # A piece that goes on with a word begins without the space that most beginnings have.
-        first = {piece.strip().lower() for piece in pieces if piece.startswith(" ")}
-        kept = [(i, word) for i, piece in enumerate(pieces) if LETTERS.fullmatch(word := piece.strip().lower())]
+        pieces = text.convert_ids_to_tokens(range(len(text)))
+        # A word within a text begins with a space, which is another letter in a piece; at its beginning it has none.
+        first = {piece[1:].lower() for piece in pieces if piece.startswith(SPACES)}
+        plain = [piece.removeprefix(SPACES[0]).removeprefix(SPACES[1]).lower() for piece in pieces]
+        kept = [(i, word) for i, word in enumerate(plain) if LETTERS.fullmatch(word)]
         kept = [(i, word) for i, word in kept if word in first]
+        if not kept:
+            raise ValueError("no piece of the text tokenizer is a whole word: there are no visual words to show")
         self.words = sorted({word for _, word in kept})
         place = {word: number for number, word in enumerate(self.words)}
         self.ids, self.of = torch.tensor([i for i, _ in kept]), torch.tensor([place[word] for _, word in kept])
@@ -75,14 +79,15 @@ def main(experiment: Experiment, run: Path) -> None:
     phases = list(experiment.pretrain.parts())
     if len(phases) > 1:
         before = load_weights(work.new_model(), run / "pretrain" / phases[-2] / "model.safetensors")
+        before.words = experiment.pretrain.parts()[phases[-2]].model.word_head
         figures |= {"divergence_before": float(name(before, batches).kl.mean()), "before": phases[-2]}
     progress.update(3)
     whole = WholeWords(work.text_tokenizer())
     said, usual = whole(named.words), whole(seen).mean((0, 1))
     truth = [pictures.captions[n] for n in numbers]
-    learned = [work.pictures("captions", "train").captions[n] for n in known]
+    learned = work.pictures("captions", "train").captions
     figures |= categories(said.mean(1), whole.words, truth, learned, experiment)
-    figures |= hits(said.mean(1), usual, whole.words, truth, experiment)
+    figures |= hits(said.mean(1), usual, whole.words, truth, learned, experiment)
     words = torch.cat([said.argmax(-1, keepdim=True), telling(said, usual, SHOWN)], dim=-1).tolist()
     samples = [
         {"number": n, "truth": t, "words": [[whole.words[i] for i in patch] for patch in patches]}
@@ -118,32 +123,44 @@ def spread(words: Tensor, usual: Tensor) -> dict[str, float]:
     return {
         "entropy": float(torch.special.entr(words).sum(-1).mean()),
         "entropy_mean": float(torch.special.entr(words.mean((0, 1))).sum()),
-        "divergence_constant": float((torch.xlogy(words, words) - words * usual.log()).sum(-1).mean()),
+        "divergence_constant": float((torch.xlogy(words, words) - torch.xlogy(words, usual)).sum(-1).mean()),
     }
 
 
 def categories(
     said: Tensor, known: list[str], truth: list[str], learned: list[str], experiment: Experiment
 ) -> dict[str, float]:
-    """How often the likeliest of all class words in a picture (N, W) is the one of its caption."""
+    """How often the likeliest of all class words in a picture (N, W) is the one of its caption, in which it is a word.
+
+    A class that is no whole word (``category_known`` is the share of captions where it is one) is not asked for.
+    """
     classes = sorted({category_of(caption) for caption in learned} & set(known))
     if not classes:
         reason = "no caption has a class that is a whole word"
         return {"category_accuracy": None, "reasons": {"category_accuracy": reason}}
-    guess = [classes[i] for i in said[:, [known.index(word) for word in classes]].argmax(1).tolist()]
-    right = [category_of(caption) for caption in truth]
-    orders = derangements(len(truth), experiment.evaluation.derangements, experiment.seed).tolist()
+    asked = [i for i, caption in enumerate(truth) if category_of(caption) in classes]
+    guess = [classes[i] for i in said[asked][:, [known.index(word) for word in classes]].argmax(1).tolist()]
+    right = [category_of(truth[i]) for i in asked]
+    orders = derangements(len(right), experiment.evaluation.derangements, experiment.seed).tolist()
     majority = max(sorted(classes), key=Counter(map(category_of, learned)).__getitem__)
     return {
         "category_accuracy": agreement(guess, right),
         "category_shuffled": sum(agreement([guess[i] for i in order], right) for order in orders) / len(orders),
         "category_majority": agreement([majority] * len(right), right),
         "category_chance": 1 / len(classes),
+        "category_known": len(asked) / len(truth),
     }
 
 
-def hits(said: Tensor, usual: Tensor, known: list[str], truth: list[str], experiment: Experiment) -> dict[str, float]:
-    """How often one of the five words that a picture (N, W) has most beyond the ``usual`` (W,) is in its caption."""
+def hits(
+    said: Tensor, usual: Tensor, known: list[str], truth: list[str], learned: list[str], experiment: Experiment
+) -> dict[str, float]:
+    """How often one of the five words that a picture (N, W) has most beyond the ``usual`` (W,) is in its caption.
+
+    The constant is the five words that most of the captions learned have.
+    """
+    counts = Counter(word for caption in learned for word in set(LETTERS.findall(caption.lower())))
+    common = set(sorted(counts, key=lambda word: (-counts[word], word))[:5])
     words = [{known[i] for i in row} for row in telling(said, usual, 5).tolist()]
     captions = [set(LETTERS.findall(caption.lower())) for caption in truth]
     orders = derangements(len(truth), experiment.evaluation.derangements, experiment.seed).tolist()
@@ -151,7 +168,11 @@ def hits(said: Tensor, usual: Tensor, known: list[str], truth: list[str], experi
     def rate(order: list[int]) -> float:
         return sum(bool(its & captions[i]) for its, i in zip(words, order, strict=True)) / len(truth)
 
-    return {"hit5": rate(list(range(len(truth)))), "hit5_shuffled": sum(map(rate, orders)) / len(orders)}
+    return {
+        "hit5": rate(list(range(len(truth)))),
+        "hit5_shuffled": sum(map(rate, orders)) / len(orders),
+        "hit5_constant": sum(bool(common & caption) for caption in captions) / len(captions),
+    }
 
 
 def telling(said: Tensor, usual: Tensor, count: int) -> Tensor:
@@ -160,6 +181,7 @@ def telling(said: Tensor, usual: Tensor, count: int) -> Tensor:
 
 
 def agreement(guess: list[str], right: list[str]) -> float:
+    """The share of places in which both say the same."""
     return sum(g == r for g, r in zip(guess, right, strict=True)) / len(right)
 
 

@@ -143,7 +143,7 @@ def _answer(command: argparse.ArgumentParser) -> None:
 
 
 def draw(arguments: argparse.Namespace) -> None:
-    if arguments.text and Path(arguments.text[:255]).is_file():
+    if "." in (arguments.text or "") and os.path.isfile(arguments.text):
         raise ValueError(f"{arguments.text} is a file and stands where the text is expected; give it by --image")
     places = _places(arguments, arguments.count)
     system = opened(arguments)

@@ -15,7 +15,7 @@ from lavit.data.prepare import DataConfig
 from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
 from lavit.generation.plans import ImagePlan, TextPlan, check_plan
 from lavit.layers.port import PROJECTORS
-from lavit.model import ModelConfig, check_reading
+from lavit.model import FITS, ModelConfig, check_reading
 from lavit.renderers.autoencoder import AutoencoderConfig, check_autoencoder
 from lavit.renderers.diffusion import DiffusionConfig, check_diffusion
 from lavit.runs import (
@@ -82,7 +82,9 @@ class PretrainStage:
         whole = replace(self, phases={})
         phases = {name: phase for name, phase in self.phases.items() if phase is not None}
         for name, phase in phases.items():
-            if not name.isidentifier() or "phases" in phase:
+            if not isinstance(phase, dict):
+                raise ValueError(f"pretrain.phases.{name} is {phase!r}; give what the phase sets otherwise, or null")
+            if not name.isidentifier() or name in ("text", "checkpoints") or "phases" in phase:
                 raise ValueError(f"pretrain.phases.{name}: a phase has a plain word for a name and no phases itself")
         parts = {name: overlaid(whole, phase, f"pretrain.phases.{name}") for name, phase in phases.items()}
         return parts or {"": whole}
@@ -264,15 +266,35 @@ def check(experiment: Experiment) -> None:
     """
     e = experiment
     patches = e.tokenizer.model.encoder.patches
-    if e.pretrain.row < patches + LEAST_TEXT:
-        raise ValueError(
-            f"pretrain.row is {e.pretrain.row}, too short for an image of {patches} patches and a text; "
-            f"it must be at least {patches + LEAST_TEXT}"
-        )
     for name, part in e.pretrain.parts().items():
         key = f"pretrain.phases.{name}" if name else "pretrain"
         check_pretrain(part, key)
+        factored, codes = part.model.factored, e.tokenizer.model
+        if factored and (codes.places or factored.codebook and factored.width != codes.quantizer.width):
+            raise ValueError(
+                f"{key}.model.factored: width is {factored.width}, and that of tokenizer.model.quantizer "
+                f"{codes.quantizer.width}; make them alike, and set tokenizer.model.places to null"
+            )
+        if e.data.vqa is None and part.mixture.question_answer:
+            raise ValueError(f"{key}.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
+        if part.row < patches + LEAST_TEXT:
+            raise ValueError(
+                f"{key}.row is {part.row}, too short for an image of {patches} patches and a text; "
+                f"it must be at least {patches + LEAST_TEXT}"
+            )
+        if part.mixture.drop_tokens and (part.mixture.learn_read or part.read == "ids"):
+            raise ValueError(
+                f"{key}.mixture.drop_tokens leaves out tokens of images that are read, whose ids then are no image's: "
+                "set it to 0 beside mixture.learn_read or read: ids"
+            )
+        if part.train.batch % (e.demo.processes * part.train.accumulate):
+            raise ValueError(
+                f"{key}.train.batch {part.train.batch} is not a multiple of demo.processes {e.demo.processes} × "
+                f"{key}.train.accumulate {part.train.accumulate}"
+            )
         last = e.pretrain.last().model
+        if part.model.word_head and part.model.word_head.fit == "vectors" != last.word_head.fit:
+            raise ValueError(f"{key}.model.word_head.fit is vectors; the last phase has to have it too")
         alike = replace(part.model, word_head=last.word_head) == last
         if not alike or (part.model.word_head is None) != (last.word_head is None):
             raise ValueError(f"{key}.model: a phase trains the model of the others; it may set word_head alone")
@@ -286,8 +308,6 @@ def check(experiment: Experiment) -> None:
             f"pretrain.model.llm.asset is {llm.asset} and pretrain.text.asset is {text.asset}; "
             "a packaged language model goes with its own text tokenizer: set both alike"
         )
-    if e.data.vqa is None and e.pretrain.mixture.question_answer:
-        raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
     if not 0 <= e.tokenizer.plain_steps < e.tokenizer.train.steps:
         raise ValueError(
             f"tokenizer.plain_steps {e.tokenizer.plain_steps} leaves no step for the codebook; "
@@ -315,17 +335,11 @@ def check(experiment: Experiment) -> None:
         raise ValueError(f"autoencoder.scale_sample is {e.autoencoder.scale_sample}; it must be at least 1")
     if e.extraction.batch < 1:
         raise ValueError(f"extraction.batch is {e.extraction.batch}; it must be at least 1")
-    mixture = e.pretrain.mixture
-    if mixture.drop_tokens and (mixture.learn_read or e.pretrain.read == "ids"):
-        raise ValueError(
-            "pretrain.mixture.drop_tokens leaves out tokens of images that are read, whose ids then are no image's: "
-            "set it to 0 beside mixture.learn_read or read: ids"
-        )
     if e.pretrain.model.llm.asset not in (None, *LLMS):
         raise ValueError(
             f"pretrain.model.llm.asset '{e.pretrain.model.llm.asset}' is unknown; choose {', '.join(LLMS)}"
         )
-    for name in ("tokenizer", "pretrain", "autoencoder", "decoder"):
+    for name in ("tokenizer", "autoencoder", "decoder"):
         train = getattr(e, name).train
         check_train(train, f"{name}.train")
         if train.batch % (e.demo.processes * train.accumulate):
@@ -333,9 +347,6 @@ def check(experiment: Experiment) -> None:
                 f"{name}.train.batch {train.batch} is not a multiple of demo.processes {e.demo.processes} × "
                 f"{name}.train.accumulate {train.accumulate}"
             )
-
-
-FITS = ("nothing", "head", "model", "vectors")
 
 
 def check_pretrain(stage: PretrainStage, key: str) -> None:
@@ -348,14 +359,20 @@ def check_pretrain(stage: PretrainStage, key: str) -> None:
     check_reading(model.port, stage.read, key)
     if model.projector not in PROJECTORS:
         raise ValueError(f"{key}.model.projector '{model.projector}' is unknown; choose {', '.join(PROJECTORS)}")
-    if model.word_head is not None and model.word_head.fit not in FITS:
-        raise ValueError(f"{key}.model.word_head.fit '{model.word_head.fit}' is unknown; choose {', '.join(FITS)}")
+    if model.word_head is not None and model.word_head.fit not in ("nothing", *FITS):
+        raise ValueError(
+            f"{key}.model.word_head.fit '{model.word_head.fit}' is unknown; choose nothing, {', '.join(FITS)}"
+        )
     if model.bias_norm and model.lora:
         raise ValueError(f"{key}.model: bias_norm and lora both adapt the blocks; set one of them")
     if model.word_head and model.word_head.pseudo and stage.train.zero_stage == 3:
         raise ValueError(
             f"{key}.model.word_head.pseudo reads the rows of all words at once, which ZeRO-3 has in parts: set "
             f"{key}.train.zero_stage to 2 or less"
+        )
+    if model.factored and model.port == "unmerged":
+        raise ValueError(
+            f"{key}.model.factored has rows of codes, and with port: unmerged there are none; leave it out"
         )
     drawn = mixture.text_image + mixture.interleaved
     if model.port == "unmerged" and (drawn or mixture.learn_read or stage.read == "ids"):

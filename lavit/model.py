@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -120,6 +121,9 @@ def check_reading(port: str, read: str, key: str) -> None:
     for name, value, known in (("port", port, PORTS), ("read", read, READ)):
         if value not in known:
             raise ValueError(f"{key}: {name} '{value}' is unknown; choose {', '.join(known)}")
+
+
+Fit = Callable[["UnifiedLM", Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 
 
 class LMOutput(NamedTuple):
@@ -248,16 +252,12 @@ class UnifiedLM(nn.Module):
         parts = [(nll * mask).sum() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
         if self.words is None or self.words.fit == "nothing":
             return LMOutput(loss, *parts)
-        count = mean_over_ranks(states.new_tensor(float(len(vectors)))).clamp_min(1)
-        weights = torch.ones(len(vectors), device=states.device) / count
+        count = batch.places
+        if count is None:
+            count = mean_over_ranks(states.new_tensor(float(len(vectors))))
+        weights = torch.ones(len(vectors), device=states.device) / count.clamp_min(1)
         before = states[places_of(batch) - 1]  # [IMG] begins a picture, so that something stands before each place
-        if self.next_vector is not None:
-            error = (self.next_vector(before).float() - vectors.detach().float()).square().mean(-1)
-            visual, entropy = (weights * error).sum(), None
-        else:
-            found = self.head(Visual(vectors, before, weights, self.words.fit))
-            visual = found.loss
-            entropy = (weights * (found.target_entropy if self.words.fit == "model" else found.entropy)).sum()
+        visual, entropy = FITS[self.words.fit](self, vectors, before, weights)
         return LMOutput(loss + self.words.weight * visual, *parts, visual.detach(), entropy)
 
     def flops(self, batch: PackedBatch) -> float:
@@ -325,6 +325,26 @@ class UnifiedLM(nn.Module):
         if len(index) != len(fed):
             raise ValueError(f"{len(index)} places are fed with {len(fed)} feature vectors")
         return x.flatten(0, 1).index_copy(0, index, fed.to(x.dtype)).unflatten(0, x.shape[:2])
+
+
+def fit_divergence(fit: str) -> Fit:
+    """The loss of :meth:`SplitHead.diverge`."""
+
+    def loss(model: UnifiedLM, vectors: Tensor, before: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        found = model.head(Visual(vectors, before, weights, fit))
+        return found.loss, (weights * (found.target_entropy if fit == "model" else found.entropy)).sum()
+
+    return loss
+
+
+def fit_vectors(model: UnifiedLM, vectors: Tensor, before: Tensor, weights: Tensor) -> tuple[Tensor, None]:
+    """The squared error of the vectors as a linear map of what stands before each has them."""
+    error = (model.next_vector(before).float() - vectors.detach().float()).square().mean(-1)
+    return (weights * error).sum(), None
+
+
+# By ``word_head.fit`` the second loss: (model, vectors (S, D), states before (S, D), weights (S,)) → loss (), entropy.
+FITS: dict[str, Fit] = {"head": fit_divergence("head"), "model": fit_divergence("model"), "vectors": fit_vectors}
 
 
 def places_of(batch: PackedBatch) -> Tensor:

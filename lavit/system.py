@@ -92,7 +92,7 @@ class System:
         patches = self.tokenizer.patch_features(inputs.to(self.device))
         tokens = self.tokenizer.encode_features(patches)
         words, keep = self.tokenizer.words(tokens).cpu(), tokens.keep.cpu()
-        if not self.model.port.merges:
+        if not self.model.port.reads_patches:
             rows = zip(words, tokens.features.cpu(), keep, strict=True)
             return [Picture(codes[real], features[real]) for codes, features, real in rows]
         kept = torch.zeros(patches.shape[:2], dtype=torch.bool).scatter_add_(1, tokens.position.cpu(), keep)

@@ -113,6 +113,7 @@ class PackedBatch(NamedTuple):
         document: (B, T) int64 which document of the row a token is of, -1 = padding.
         slots: by modality, the places where vectors are fed.
         total: () float32 learned tokens that the loss is divided by; None = those of this batch, on average over ranks.
+        places: () float32 places where vectors are fed, as ``total``, that the loss at these is divided by.
         counts: what the whole step takes in, over all ranks and micro-batches, for the log.
     """
 
@@ -122,6 +123,7 @@ class PackedBatch(NamedTuple):
     document: Tensor
     slots: dict[str, Slots]
     total: Tensor | None = None
+    places: Tensor | None = None
     counts: dict[str, float] | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from lavit.data.text import train_text_tokenizer
 from lavit.data.words import train_word_tokenizer, word_vectors
 from lavit.experiment import Experiment, PretrainStage, run_stage
 from lavit.model import UnifiedLM
-from lavit.runs import is_done, mark_done, written_whole
+from lavit.runs import FolderLock, is_done, mark_done, stage_clock, written_whole
 from lavit.tokens import PackedBatch
 from lavit.training.engine import start_processes
 from lavit.training.loop import train
@@ -45,37 +46,43 @@ def main(experiment: Experiment, run: Path) -> None:
 def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
     """Train ``model`` as the ``pretrain`` section says, phase by phase, from the weights that it has."""
     folder, parts = work.folder("pretrain"), work.experiment.pretrain.parts()
-    for name, stage in parts.items():
-        path = folder / name / "model.safetensors"
-        if name and is_done(path.parent):
-            continue
-        before = [folder / other for other in list(parts)[: list(parts).index(name)]]
-        if before:  # on a model of its own: an engine leaves hooks in the one that it trained
-            model = load_weights(work.new_model(), before[-1] / "model.safetensors")
-        train_phase(work, model, stage, folder / name)
-        if rank == 0:
-            save_weights(model, path)
-            if name:
-                mark_done(path.parent, {"steps": stage.train.steps})
-        torch.distributed.barrier()
+    with contextlib.ExitStack() as whole:
+        if rank == 0 and "" not in parts:  # one phase alone keeps lock and clock of the folder itself
+            whole.enter_context(FolderLock(folder))
+            whole.enter_context(stage_clock(folder))
+        first, before = 0, None
+        for name, stage in parts.items():
+            path = folder / name / "model.safetensors"
+            if not name or not is_done(path.parent):
+                if before is not None:  # on a model of its own: an engine leaves hooks in the one that it trained
+                    model = None
+                    model = load_weights(work.new_model(), before)
+                train_phase(work, model, stage, folder / name, first)
+                if rank == 0:
+                    save_weights(model, path)
+                    if name:
+                        mark_done(path.parent, {"steps": stage.train.steps})
+                torch.distributed.barrier()
+            first, before = first + stage.train.steps, path
     if rank == 0:
         last = folder / list(parts)[-1] / "model.safetensors"
         if last.parent != folder:
             with written_whole(folder / "model.safetensors") as draft:
                 shutil.copyfile(last, draft)
         steps = sum(stage.train.steps for stage in parts.values())
-        mark_done(folder, {"steps": steps, "vocabulary": model.vocabulary.size})
+        size = work.new_model().vocabulary.size if model is None else model.vocabulary.size
+        mark_done(folder, {"steps": steps, "vocabulary": size})
 
 
-def train_phase(work: Workspace, model: UnifiedLM, stage: PretrainStage, folder: Path) -> None:
-    """Train ``model`` as ``stage`` says, in ``folder``."""
+def train_phase(work: Workspace, model: UnifiedLM, stage: PretrainStage, folder: Path, first: int) -> None:
+    """Train ``model`` as ``stage`` says, in ``folder``; its documents are those from the step ``first`` on."""
     seed = work.experiment.seed
     model.words = stage.model.word_head
     mixture = work.mixture(model.vocabulary, stage=stage)
 
     @functools.lru_cache(maxsize=1)
     def step_of(step: int, world: int) -> tuple[list[Document], list[list[list[int]]], dict[str, float]]:
-        drawn = mixture.step(step, stage.train.batch, seed)
+        drawn = mixture.step(first + step, stage.train.batch, seed)
         documents = [one.document for one in drawn]
         rows = rows_for(list(map(document_length, documents)), stage.row, world * stage.train.accumulate)
         return documents, rows, mixture.counts(drawn)

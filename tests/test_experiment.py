@@ -160,8 +160,13 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
         ),
         (["pretrain.phases={a: {train: {step: 3}}}"], "pretrain.phases.a: unknown key 'train.step'; did you mean"),
         (["pretrain.phases={a: {train: {steps: many}}}"], "pretrain.phases.a: bad value for 'train.steps'"),
-        (["pretrain.phases={a: {model: {projector: mlp}}}"], "a phase trains the model of the others"),
+        (["pretrain.phases={a: {model: {projector: mlp}}, b: {}}"], "a phase trains the model of the others"),
         (["pretrain.phases={a: {text: {trained: {vocabulary: 300}}}}"], "all phases have one text tokenizer"),
+        (["pretrain.phases={a: 3}"], "pretrain.phases.a is 3; give what the phase sets otherwise, or null"),
+        (["pretrain.phases={text: {}}"], "pretrain.phases.text: a phase has a plain word for a name"),
+        (["pretrain.phases={a: {row: 9}, b: {}}"], "pretrain.phases.a.row is 9, too short"),
+        (["pretrain.phases={a: {train: {batch: 3, accumulate: 2}}}"], "pretrain.phases.a.train.batch 3 is not"),
+        (["pretrain.model.factored={width: 8}"], "pretrain.model.factored: width is 8, and that of"),
         (["pretrain.phases={a: {phases: {}}}"], "pretrain.phases.a: a phase has a plain word for a name"),
         (["pretrain.phases={a: {train: {precision: fp8}}}"], "pretrain.phases.a.train.precision 'fp8' is unknown"),
         (["evaluation.answer.beams=0"], "evaluation.answer.beams is 0; it must be at least 1"),
@@ -188,7 +193,10 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
             "offload_parameters 3, not 2",
         ),
         (["tokenizer.train.steps=250"], "tokenizer.plain_steps 250 leaves no step for the codebook"),
-        (["demo.processes=3"], r"tokenizer.train.batch 32 is not a multiple of demo.processes 3 × tokenizer.train.acc"),
+        (
+            ["demo.processes=3", "pretrain.train.batch=3"],
+            r"tokenizer.train.batch 32 is not a multiple of demo.processes 3 × tokenizer.train.acc",
+        ),
     ],
 )
 def test_sections_that_do_not_fit_together_are_found_at_once(overrides, said, tmp_path):

@@ -132,11 +132,14 @@ def pack(documents: list[Document], row: int | None = None, rows: list[list[int]
 def with_common_total(batches: list[PackedBatch]) -> list[PackedBatch]:
     """The micro-batches of a step, their losses to be divided by the mean count of learned tokens over all of them.
 
-    Their mean then is a mean over all tokens of the step, on every rank. Call on every rank.
+    Their mean then is a mean over all tokens of the step, on every rank; and so for the places where vectors are fed.
+    Call on every rank.
     """
     learned = torch.stack([(batch.labels != IGNORE).sum() for batch in batches])
+    fed = [sum(len(slots.index) for slots in batch.slots.values()) for batch in batches]
     total = mean_over_ranks(learned.float().mean())
-    return [batch._replace(total=total) for batch in batches]
+    places = mean_over_ranks(learned.new_tensor(fed).float().mean())
+    return [batch._replace(total=total, places=places) for batch in batches]
 
 
 def next_ids(document: Document) -> Tensor:

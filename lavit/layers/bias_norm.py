@@ -6,29 +6,46 @@ without them the model is bit for bit what it was.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
 
 BIAS, GAIN = "delta_bias", "delta_gain"
 
 
-def add_bias_norm(module: nn.Module) -> None:
-    """Give every linear layer of ``module`` a bias of zero and every norm a gain of one, in place; all else is frozen.
+class BiasedLinear(nn.Linear):
+    """W x + bias, the bias (D,) learned beside a frozen matrix, of its dtype."""
 
-    A linear layer then computes W x + bias, a norm (1 + gain) times what it did.
-    """
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out if hasattr(self, "delta_off") else out + self.delta_bias.to(out.dtype)
+
+
+@functools.cache
+def gained(norm: type[nn.Module]) -> type[nn.Module]:
+    """The class of a norm with a gain (D,) learned beside it, of its weight's dtype: 1 + gain times what it did."""
+
+    def forward(self: nn.Module, x: Tensor) -> Tensor:
+        out = norm.forward(self, x)
+        return out if hasattr(self, "delta_off") else out * (1 + self.delta_gain).to(out.dtype)
+
+    return type(f"Gained{norm.__name__}", (norm,), {"forward": forward})
+
+
+def add_bias_norm(module: nn.Module) -> None:
+    """Give the linear layers of ``module`` a bias of zero and its norms a gain of one, in place; freeze all else."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     for part in module.modules():
-        if isinstance(part, nn.Linear):
+        # Another class of the same object: its weights, its place and its name stay.
+        if type(part) is nn.Linear:
             part.register_parameter(BIAS, nn.Parameter(part.weight.new_zeros(part.out_features)))
-            part.register_forward_hook(_add)
-        elif part.__class__.__name__.endswith("RMSNorm"):  # transformers has one a family
+            part.__class__ = BiasedLinear
+        elif type(part).__name__.endswith("RMSNorm"):  # transformers has one a family
             part.register_parameter(GAIN, nn.Parameter(part.weight.new_zeros(part.weight.shape)))
-            part.register_forward_hook(_scale)
+            part.__class__ = gained(type(part))
 
 
 @contextmanager
@@ -42,16 +59,3 @@ def without_bias_norm(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for part in changed:
             del part.delta_off
-
-
-def original_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module without what was added to it."""
-    return {name: value for name, value in module.state_dict().items() if not name.endswith((BIAS, GAIN))}
-
-
-def _add(module: nn.Linear, _: Any, out: Tensor) -> Tensor:
-    return out if hasattr(module, "delta_off") else out + module.delta_bias.to(out.dtype)
-
-
-def _scale(module: nn.Module, _: Any, out: Tensor) -> Tensor:
-    return out if hasattr(module, "delta_off") else out * (1 + module.delta_gain).to(out.dtype)

@@ -50,6 +50,11 @@ class Port(nn.Module):
     def merges(self) -> bool:
         return self.merger is not None
 
+    @property
+    def reads_patches(self) -> bool:
+        """Whether it is given patches or pixels, with the kept ones, instead of a vector for each place."""
+        return self.merges or self._beside != (None,)
+
     def forward(self, slots: Slots | None) -> Tensor:
         """(S, hidden) of the slots; (0, hidden) of none.
 
@@ -60,9 +65,8 @@ class Port(nn.Module):
         if slots is None:
             # Nothing to feed still passes through the port: under ZeRO all ranks must reduce the same gradients.
             return self.projected(self._nothing().to(self.proj.weight))[:0]
-        reads_patches = self.merges or self._beside != (None,)
-        if reads_patches != (slots.keep is not None):
-            raise ValueError(f"the port reads {'patches' if reads_patches else 'features'}, and gets the other")
+        if self.reads_patches != (slots.keep is not None):
+            raise ValueError(f"the port reads {'patches' if self.reads_patches else 'features'}, and gets the other")
         vectors = slots.features.to(dtype)
         if vectors.dim() == 4:
             vectors = self._encoded(vectors)

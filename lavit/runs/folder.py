@@ -78,9 +78,11 @@ def written_whole(path: str | Path, replace: bool = True) -> Iterator[Path]:
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.chmod(draft, mode)  # safetensors would keep its files from other users
-        if not replace:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # ours from here on
-        os.replace(draft, path)
+        if replace:
+            os.replace(draft, path)
+        else:
+            os.link(draft, path)  # fails where something is
+            draft.unlink()
     except BaseException:
         draft.unlink(missing_ok=True)
         raise

@@ -57,6 +57,10 @@ class PatchTokenizer(nn.Module):
         """(B, P) int64 placeholders."""
         return tokens.codes
 
+    def sayable(self, tokens: Tokens) -> Tensor:
+        """(B,) bool: that no image's tokens can be said in words."""
+        return tokens.keep.new_zeros(len(tokens.keep))
+
     def lookup(self, words: Tensor, keep: Tensor) -> Tokens:
         """Raise ValueError: there are no words to be looked up."""
         raise ValueError(UNDERSTANDS)
@@ -84,6 +88,7 @@ class PatchSet:
         raise ValueError(UNDERSTANDS)
 
     def picture(self, number: int) -> Picture:
+        """The picture with a number; its codes are placeholders."""
         keep = None if self._encoded else torch.ones(self._patches, dtype=torch.bool)
         return Picture(torch.zeros(self._patches, dtype=torch.int64), partial(self._inputs, number), keep)
 

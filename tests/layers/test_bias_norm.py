@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lavit.layers.bias_norm import add_bias_norm, original_tensors, without_bias_norm
+from lavit.layers.bias_norm import BIAS, GAIN, add_bias_norm, without_bias_norm
+from lavit.placement import offload
 from lavit.training.engine import digest
 
 IDS = torch.tensor([[1, 5, 3, 2]])
@@ -70,5 +71,16 @@ def test_what_was_there_is_never_touched(pair):
     optimizer.step()
     assert digest(grown.model) != digest(plain.model)
     old = plain.model.state_dict()
-    kept = original_tensors(grown.model)
+    kept = {name: value for name, value in grown.model.state_dict().items() if not name.endswith((BIAS, GAIN))}
     assert kept.keys() == old.keys() and all(torch.equal(value, old[name]) for name, value in kept.items())
+
+
+def test_copies_and_offloaded_models_have_it_too(pair):
+    grown = moved(pair[1])
+    expected = grown(IDS).logits.detach()
+    copied = copy.deepcopy(grown)
+    assert torch.equal(copied(IDS).logits, expected)
+    moved(grown)
+    assert torch.equal(copied(IDS).logits, expected), "a copy has biases of its own"
+    offload(copied.model, torch.device("cpu"))
+    assert torch.equal(copied(IDS).logits, expected)

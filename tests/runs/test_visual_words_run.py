@@ -91,7 +91,9 @@ def test_stages_may_be_named():
     stages = {stage.name: stage for stage in stages_of(str(CONFIG), [])}
     assert list(stages) == ["data", "pretrain", "eval/caption", "eval/vqa", "eval/visual_words", "report"]
     assert stages["pretrain"].needs == ("data",)
-    assert set(stages["report"].needs) == {"eval/caption", "eval/vqa", "eval/visual_words"}
+    assert set(stages["report"].needs) == stages.keys() - {"report"}
+    order = list(stage.name for stage in stages_of(str(CONFIG), ["demo.stages=[data,decoder,autoencoder,tokenizer]"]))
+    assert order == ["data", "tokenizer", "autoencoder", "decoder"]
     with pytest.raises(ValueError, match="demo.stages: 'evil' is no stage; there are data, tokenizer"):
         stages_of(str(CONFIG), ["demo.stages=[data,evil]"])
 
@@ -102,13 +104,13 @@ def test_stages_may_be_named():
 class Pieces:
     """A text tokenizer of a few pieces."""
 
-    pieces = (" cat", "cat", "Cat", " ca", "ts", " dog", "!", " the")
+    pieces = ("Ġcat", "cat", "Cat", "Ġca", "ts", "▁dog", "!", "Ġthe")
 
     def __len__(self):
         return len(self.pieces)
 
-    def decode(self, ids):
-        return self.pieces[ids[0]]
+    def convert_ids_to_tokens(self, ids):
+        return [self.pieces[i] for i in ids]
 
 
 def test_whole_words_gather_their_pieces():
@@ -134,8 +136,11 @@ def test_classes_and_hits_are_counted_beside_shuffles():
     truth = ["animals: cat", "food: pear", "food: soup"]
     found = categories(said, known, truth, ["animals: dog", "animals: cow", "food: rice"], experiment)
     assert found["category_accuracy"] == pytest.approx(2 / 3) and found["category_majority"] == pytest.approx(1 / 3)
-    assert found["category_chance"] == 0.5
+    assert found["category_chance"] == 0.5 and found["category_known"] == 1
+    fewer = categories(said, known, ["flags: x", *truth[1:]], ["animals: dog", "food: rice"], experiment)
+    assert fewer["category_accuracy"] == 0.5 and fewer["category_known"] == pytest.approx(2 / 3)
     words = [f"{letter}{letter}{letter}" for letter in "abcdefghij"]
-    counted = hits(torch.eye(10)[:3], torch.full((10,), 0.1), words, ["ccc: aaa", "nothing", "ddd: ccc"], experiment)
-    assert counted["hit5"] == pytest.approx(2 / 3)
+    truths, usual = ["ccc: aaa", "nothing", "ddd: ccc"], torch.full((10,), 0.1)
+    counted = hits(torch.eye(10)[:3], usual, words, truths, ["nothing here", "nothing at all"], experiment)
+    assert counted["hit5"] == pytest.approx(2 / 3) and counted["hit5_constant"] == pytest.approx(1 / 3)
     assert categories(said, known, truth, ["a b: c"], experiment)["category_accuracy"] is None
