@@ -27,11 +27,12 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
     if not (run / "metrics.json").is_file():
         raise ValueError(f"{run} has no metrics.json for the model card; finish the run first, reports included")
     work = Workspace(experiment, run)
-    system = LaVIT.from_run(work)
+    draws = "decoder" in (experiment.demo.stages or ["decoder"])
+    system = LaVIT.from_run(work, renders=draws)
     sizes = {
         "tokenizer, with its frozen encoder": system.tokenizer,
         "language model": system.model,
-        "pixel decoder": system.renderer,
+        **({"pixel decoder": system.renderer} if draws else {}),
     }
     system.tokenizer.encoder.drop_classifier()  # as it is saved
     tensors = {name: {value.data_ptr(): value for value in part.state_dict().values()} for name, part in sizes.items()}
@@ -63,29 +64,40 @@ def model_card(
     tests = metrics[next(group for group in GROUPS if group in metrics)]["split"]
     e, commit = experiment, environment["commit"][:12] + (", with changes" if environment["dirty"] else "")
     images = sum(sum(index["counts"].values()) for index in indices)
+    draws = "pixel decoder" in counts
+    drawing = (
+        f"""
+model.draw("{e.card.text}", seed=1).save("drawn.png")
+model.reconstruct("cat.png", tokens=16).save("rebuilt.png")"""
+        if draws
+        else ""
+    )
+    folders = (
+        """
+`unet/` and `scheduler/` (and `vae/`, where there is one) below `decoder/` are diffusers' own folders.
+"""
+        if draws
+        else ""
+    )
+    size = f" Its pictures are {e.decoder.model.image_size} pixels wide." if draws else ""
     return f"""---
 library_name: lavit
-tags: [image-to-text, text-to-image, visual-tokens]
+tags: [image-to-text, {"text-to-image, " if draws else ""}visual-tokens]
 license: other
 license_name: those of its data and of the weights it began with
 ---
-# LaVIT, {sum(counts.values()) / 1e6:.0f} M parameters
+# {e.card.name}, {sum(counts.values()) / 1e6:.0f} M parameters
 
-A picture becomes a varying number of discrete visual words, one language model reads and writes them together with
-text, and a diffusion decoder turns them back into pixels, as in LaVIT (arXiv 2309.04669). Parameters: {parts}.
+{e.report.about} ({e.report.paper}) Parameters: {parts}.
 
 ```python
 from lavit.pipeline import LaVIT
 
 model = LaVIT.from_pretrained("this folder")
 model.caption("cat.png")
-model.answer("cat.png", "what is it?")
-model.draw("{e.card.text}", seed=1).save("drawn.png")
-model.reconstruct("cat.png", tokens=16).save("rebuilt.png")
+model.answer("cat.png", "what is it?"){drawing}
 ```
-
-`unet/` and `scheduler/` (and `vae/`, where there is one) below `decoder/` are diffusers' own folders.
-
+{folders}
 ## Trained on
 
 {images:,} pictures. {e.card.about}
@@ -110,7 +122,7 @@ Measured on the {tests} split, whose concepts were not trained on; docs/results.
 
 ## Limits
 
-{e.card.limits} Its pictures are {e.decoder.model.image_size} pixels wide. It repeats what its sources hold, stereotypes
+{e.card.limits}{size} It repeats what its sources hold, stereotypes
 included, and has no filter: `LaVIT.from_pretrained(…, policy=…)` takes one.
 
 ## Made by

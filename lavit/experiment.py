@@ -166,9 +166,11 @@ class EvaluationConfig:
 class CardConfig:
     """What a release's model card says of it beside its figures.
 
-    ``text`` is one that it draws well, ``about`` how it wants to be asked, ``limits`` what it cannot do.
+    ``name`` is the system's, ``text`` one that it draws well, ``about`` how it wants to be asked, ``limits`` what it
+    cannot do.
     """
 
+    name: str = "LaVIT"
     text: str = "a red apple"
     about: str = "Text that is written like the captions that it was trained on is drawn best."
     limits: str = "It knows what pictures like those that it was trained on show, and little else."
