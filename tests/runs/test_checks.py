@@ -6,11 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from eval import checks
 from lavit.config import load_section
+from lavit.data.documents import DocumentMaker
+from lavit.data.packing import pack
 from lavit.experiment import load_experiment
+from lavit.model import UnifiedLM
 from lavit.runs import ChecksConfig
+from lavit.tokens import PackedBatch, Picture
+from lavit.training.optimizer import parameter_groups
+from lavit.vocabulary import Vocabulary
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -74,6 +81,41 @@ def test_mistakes_are_said(config, ran, capsys):
     assert "has no vqa.acuracy" in capsys.readouterr().err
     assert checks.main([str(ROOT / "configs" / "lavit" / "demo.yaml")]) == 2
     assert "has no checks; name some in checks.arms" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("system", ["visual_words", "teal"])
+def test_every_phase_of_every_arm_trains_parameters_that_there_are(system):
+    """Tiny models of the same parts: each phase's loss reaches what it is to move."""
+    path = ROOT / "configs" / system / "toy.yaml"
+    demo = ROOT / "configs" / system / "demo.yaml"
+    for arm, settings in load_section(demo, [], "checks", ChecksConfig).arms.items():
+        experiment = load_experiment(path, settings)
+        config, stage = experiment.tokenizer.model, experiment.pretrain
+        vocabulary, width = config.vocabulary(400, stage.model.port), config.fed_width(stage.model.port)
+        for name, part in stage.parts().items():
+            model = UnifiedLM(stage.last().model, vocabulary, width)
+            model.words = part.model.word_head
+            groups = parameter_groups(model, part.train.optimizer)
+            model(packed(vocabulary, width)).loss.backward()
+            moved = [p.grad is not None and bool(p.grad.any()) for group in groups for p in group["params"]]
+            assert any(moved), f"{arm}/{name}"
+
+
+def packed(vocabulary: Vocabulary, width: int) -> PackedBatch:
+    """A picture that is read with its text, and, where pictures are drawn, a text with its picture."""
+    maker = DocumentMaker(vocabulary, Letters(), 64, "ids" if vocabulary.words else "features")
+    codes = torch.arange(4) if vocabulary.words else torch.zeros(4, dtype=torch.int64)
+    documents = [maker.image_text(Picture(codes, torch.randn(4, width)), "abc")]
+    return pack(documents + ([maker.text_image("abc", codes)] if vocabulary.words else []))
+
+
+class Letters:
+    """A text tokenizer of letters."""
+
+    bos_token_id, eos_token_id = 0, 1
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) - 90 for letter in text]}
 
 
 def test_the_arms_of_visual_words_can_be_run():

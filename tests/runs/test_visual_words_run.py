@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 
 from eval.demo import stages_of
 from eval.visual_words import WholeWords, categories, hits, spread
-from lavit.experiment import load_experiment
+from lavit.experiment import load_experiment, run_stage
 from lavit.pipeline import LaVIT
 from lavit.workspace import Workspace
+from pretrain.train import main as pretrain
 from tests.runs.stages import run_stages
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +55,33 @@ def test_a_phase_moves_what_it_names_and_nothing_else(run, before, after, moved)
 def test_the_last_phase_is_what_is_used(run):
     last, used = weights(run, "joint"), load_file(run / "pretrain" / "model.safetensors")
     assert all(torch.equal(last[name], value) for name, value in used.items())
+
+
+def test_a_run_that_is_cut_in_a_later_phase_ends_as_one_that_was_not(run, tmp_path):
+    """What came before stays, the phase goes on at its checkpoint, the others follow."""
+    cut = tmp_path / "cut"
+    shutil.copytree(run, cut)
+    whole = cut / "pretrain"
+    for path in (whole / "done.json", whole / "model.safetensors", *(whole / "instruct").glob("*.*")):
+        path.unlink()
+    for path in (whole / "head", whole / "joint", whole / "instruct" / "checkpoints" / "step3"):
+        shutil.rmtree(path)
+    before = (whole / "align" / "model.safetensors").stat().st_mtime_ns
+    run_stage(pretrain, None, [str(CONFIG), f"run={cut}"])
+    for phase in PHASES:
+        expected, found = weights(run, phase), weights(cut, phase)
+        assert all(torch.equal(found[name], value) for name, value in expected.items()), phase
+    assert (whole / "align" / "model.safetensors").stat().st_mtime_ns == before
+    steps = [json.loads(line)["step"] for line in (whole / "instruct" / "log.jsonl").read_text().splitlines()]
+    assert steps == [2], "two of its three steps were not made again"
+
+
+def test_phases_read_on_where_those_before_them_stopped(run):
+    seen = [
+        json.loads((run / "pretrain" / phase / "log.jsonl").read_text().splitlines()[0])["tokens_image_text"]
+        for phase in PHASES
+    ]
+    assert len(set(seen)) > 1, "the same documents would have as many tokens"
 
 
 def test_divergence_and_entropy_are_logged_where_they_count(run):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[2]
 STEPS = 10
 TIED, UNTIED = {"tied": True}, {"tied": False}
+KINDS = ("named", "adapted")  # visual words in a text's words; a frozen model with rows of codes, biases and gains
 STAGES = {f"zero{stage}": {"zero_stage": stage} for stage in range(4)}
 STAGES |= {"offloaded": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}}
 
@@ -28,7 +29,8 @@ from transformers import LlamaForCausalLM
 
 from lavit.data.order import items_at
 from lavit.data.packing import pack, with_common_total
-from lavit.model import LLMShape, ModelConfig, UnifiedLM, llama_of
+from lavit.layers.rows import FactoredConfig
+from lavit.model import LLMShape, ModelConfig, UnifiedLM, WordHeadConfig, llama_of
 from lavit.tokens import Feed, Learn, Span
 from lavit.training.engine import TrainConfig
 from lavit.training.loop import train
@@ -37,6 +39,12 @@ from lavit.weights import save_weights
 from lavit.vocabulary import Vocabulary
 
 VOCABULARY, WIDTH = Vocabulary(1700, 40, gaps=3), 6
+PLAIN = Vocabulary(1700, 120)  # as many words
+KINDS = {
+    "plain": ModelConfig(),
+    "named": ModelConfig(word_head=WordHeadConfig("model")),
+    "adapted": ModelConfig(factored=FactoredConfig(8), bias_norm=True),
+}
 
 
 def document(number):
@@ -53,11 +61,11 @@ def document(number):
     return [image._replace(features=features, feed=Feed.FEATURES, learn=Learn.NONE), text]
 
 
-def main(folder, tied, **settings):
+def main(folder, tied, kind="plain", **settings):
     torch.manual_seed(0)
     llm = LlamaForCausalLM(llama_of(LLMShape(64, 2, 4, 2, 1600, 64, VOCABULARY.text_size, tied)))
-    model = UnifiedLM(ModelConfig(), VOCABULARY, WIDTH, llm=llm)
-    for parameter in (model.head.gap_states, model.head.gap_bias):
+    model = UnifiedLM(KINDS[kind], PLAIN if kind == "adapted" else VOCABULARY, WIDTH, llm=llm)
+    for parameter in (model.head.gap_states, model.head.gap_bias) if kind != "adapted" else ():
         torch.nn.init.normal_(parameter, std=0.02)
     optimizer = OptimizerConfig(lr=3e-3, warmup=2, clip=0.7, weight_decay=0.1, scale={"port*": 2.0})
     config = TrainConfig(steps=10, batch=8, log_every=1, optimizer=optimizer, **settings)
@@ -93,9 +101,11 @@ def started(folder: Path, runs: dict, ranks: int) -> Path:
 def runs(tmp_path_factory) -> dict[int, Path]:
     folder = tmp_path_factory.mktemp("zero")
     one = {"tied": TIED, "untied": UNTIED, "accumulated": {**UNTIED, "accumulate": 2}}
+    one |= {kind: {**TIED, "kind": kind} for kind in KINDS}
     two = {name: {**UNTIED, **stage} for name, stage in STAGES.items()}
     two |= {f"tied_{name}": {**TIED, **STAGES[name]} for name in ("zero2", "zero3")}
     two |= {"accumulated": {**UNTIED, "accumulate": 2, "zero_stage": 3}}
+    two |= {kind: {**TIED, "kind": kind, "accumulate": 2, "zero_stage": 3} for kind in KINDS}
     return {1: started(folder / "one", one, 1), 2: started(folder / "two", two, 2)}
 
 
@@ -108,7 +118,13 @@ def losses(folder: Path) -> torch.Tensor:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("name", "reference"),
-    [*((name, "untied") for name in STAGES), ("tied_zero2", "tied"), ("tied_zero3", "tied"), ("accumulated", "untied")],
+    [
+        *((name, "untied") for name in STAGES),
+        ("tied_zero2", "tied"),
+        ("tied_zero3", "tied"),
+        ("accumulated", "untied"),
+        *((kind, kind) for kind in KINDS),
+    ],
 )
 def test_two_ranks_give_the_losses_of_one(runs, name, reference):
     expected, found = losses(runs[1] / reference), losses(runs[2] / name)
