@@ -114,6 +114,25 @@ def test_it_understands_and_does_not_draw(run, tmp_path):
     assert again.caption(picture) == system.caption(picture)
     with pytest.raises(ValueError, match="reads all 16 patches"):
         again.tokens(picture, 3)
+    found = again.tokens(picture)
+    assert found.words is None and found.places.tolist() == list(range(16))
+
+
+def test_pictures_that_are_encoded_by_the_port_are_read_alike(run):
+    """With features on disk and without, from pictures and from pixels."""
+    cached, online = (
+        LaVIT.from_run(Workspace(load_experiment(CONFIG, [f"run={run}", *more]), run), renders=False)
+        for more in ([], ["tokenizer.cache_features=false"])
+    )
+    pictures = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    assert online.model.port.reads_patches and not cached.model.port.reads_patches
+    assert online.caption(pictures) == cached.caption(pictures)
+    stored = Workspace(load_experiment(CONFIG, [f"run={run}", "tokenizer.cache_features=false"]), run)
+    scores = [
+        system.caption_scores([work.codes("captions", "test").picture(0)], ["animals: cat", "food: pear"])
+        for system, work in ((cached, Workspace(load_experiment(CONFIG, [f"run={run}"]), run)), (online, stored))
+    ]
+    torch.testing.assert_close(*scores, atol=1e-3, rtol=1e-4)
 
 
 def test_stages_may_be_named():
