@@ -190,7 +190,7 @@ def test_a_budget_sets_the_length(selection):
     assert trimmed.keep.sum(1).tolist() == free.keep.sum(1).clamp(max=3).tolist()
     whole = made.encode(images(3), at_most=PATCHES)
     assert torch.equal(whole.codes, free.codes) and torch.equal(whole.position, free.position)
-    with pytest.raises(ValueError, match="tokens is 17, but an image has 16 patches"):
+    with pytest.raises(ValueError, match="tokens is 17; give a whole number from 1 to the 16"):
         made.encode(images(3), tokens=17)
 
 
