@@ -6,16 +6,16 @@ The ``checks`` section names the arms, each with what it sets otherwise. Every a
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.collect import collect
 from eval.demo import main as demo
 from eval.figures import REQUIRED
 from lavit.config import load_section
-from lavit.runs import ChecksConfig, read_json, write_atomic, write_json
+from lavit.runs import ChecksConfig, write_atomic, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 status = demo([*argv, *settings, f"seed={seed}", f"run={folder_of(run, arm, seed)}"])
                 if status:
                     return status
-        rows = collect(run, checks)
+        rows = rows_of(run, checks)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -57,8 +57,8 @@ def folder_of(run: Path, arm: str, seed: int) -> Path:
     return run / "checks" / f"{arm}-{seed}"
 
 
-def collect(run: Path, checks: ChecksConfig) -> dict[str, dict[str, dict[str, Any]]]:
-    """Arm → ``group.figure`` → {mean, std, values} over the seeds; std is the sample's, 0 for one seed.
+def rows_of(run: Path, checks: ChecksConfig) -> dict[str, dict[str, dict[str, Any]]]:
+    """Arm → ``group.figure`` → {mean, std, values} over the seeds; see :func:`eval.collect.collect`.
 
     Raises:
         ValueError: a figure that a run has not.
@@ -66,15 +66,10 @@ def collect(run: Path, checks: ChecksConfig) -> dict[str, dict[str, dict[str, An
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     for arm in checks.arms:
         runs = [folder_of(run, arm, seed) for seed in checks.seeds]
-        metrics = [read_json(path / "metrics.json") for path in runs]
-        rows[arm] = {}
-        for name in checks.figures:
-            group, _, figure = name.partition(".")
-            values = [found.get(group, {}).get(figure) for found in metrics]
-            if None in values:
-                raise ValueError(f"checks.figures: {runs[values.index(None)]}/metrics.json has no {name}")
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            rows[arm][name] = {"mean": statistics.mean(values), "std": spread, "values": values}
+        table = {f"{group}.{name}": found for group, its in collect(runs).items() for name, found in its.items()}
+        if missing := [name for name in checks.figures if name not in table]:
+            raise ValueError(f"checks.figures: {runs[0]}/metrics.json has no {missing[0]}")
+        rows[arm] = {name: table[name] for name in checks.figures}
     return rows
 
 

@@ -93,6 +93,11 @@ def stages_of(config: str, overrides: Sequence[str]) -> tuple[Stage, ...]:
         vae = {**(vae or {}), **latents["vae"]} if latents.get("vae") is not None else vae
     if vae is None or vae.get("folder") is not None:
         return LAVIT
+    return with_autoencoder()
+
+
+def with_autoencoder() -> tuple[Stage, ...]:
+    """LaVIT's stages with an autoencoder's before the decoder's, which works on its latents."""
     place = next(i for i, stage in enumerate(LAVIT) if stage.name == "decoder")
     decoder = replace(LAVIT[place], needs=(*LAVIT[place].needs, AUTOENCODER.name))
     return (*LAVIT[:place], AUTOENCODER, decoder, *LAVIT[place + 1 :])
@@ -104,12 +109,8 @@ def chosen(names: Sequence[str]) -> tuple[Stage, ...]:
     Raises:
         ValueError: a name of none.
     """
-    *before, report = LAVIT
-    place = next(i for i, stage in enumerate(before) if stage.name == "decoder")
-    decoder = replace(before[place], needs=(*before[place].needs, AUTOENCODER.name))
-    known = {
-        stage.name: stage for stage in (*before[:place], AUTOENCODER, decoder, *before[place + 1 :], *OTHERS, report)
-    }
+    *before, report = with_autoencoder()
+    known = {stage.name: stage for stage in (*before, *OTHERS, report)}
     if strange := [name for name in names if name not in known]:
         raise ValueError(f"demo.stages: '{strange[0]}' is no stage; there are {', '.join(known)}")
 

@@ -48,12 +48,13 @@ def measured(metrics: Metrics) -> dict[str, Any]:
 def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
     """All else that it shows: pictures, plots, and where they come from."""
     drawn, rebuilt = figures.get("text_to_image"), figures.get("reconstruction")
+    tokenizer = work.tokenizer() if figures.keys() & {"reconstruction", "tokenizer"} else None
     return {
         "name": work.run.resolve().name,
         "about": work.experiment.report,
         "split": figures.get("tokenizer", {}).get("split", work.experiment.evaluation.split),
         "figures": figures,
-        "reconstructions": reconstructions(work, work.tokenizer(), rebuilt) if rebuilt else [],
+        "reconstructions": reconstructions(work, tokenizer, rebuilt) if rebuilt else [],
         "budgets": budgets(rebuilt) if rebuilt else {},
         "captions": captions(work, figures["caption"]) if "caption" in figures else [],
         "questions": questions(work, figures["vqa"]) if "vqa" in figures else [],
@@ -62,7 +63,7 @@ def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
         "practised": work.experiment.pretrain.mixture.interleaved > 0,
         "named": named(work, figures["visual_words"]) if "visual_words" in figures else [],
         "curves": training_curves(work),
-        "tokens": token_plots(work, work.tokenizer(), figures["tokenizer"]) if "tokenizer" in figures else None,
+        "tokens": token_plots(work, tokenizer, figures["tokenizer"]) if "tokenizer" in figures else None,
         **provenance(work),
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from lavit.data.documents import DocumentMaker
 from lavit.data.packing import pack
 from lavit.experiment import Experiment, run_stage
 from lavit.layers.rows import Visual
-from lavit.metrics.captions import category_of
+from lavit.metrics.captions import category_accuracy, category_of
 from lavit.metrics.retrieval import derangements
 from lavit.model import UnifiedLM
 from lavit.runs import Progress, write_json
@@ -32,13 +31,6 @@ SHOWN = 2  # telling words of a patch
 RARE = 1e-5  # what is rarer tells nothing
 LETTERS = re.compile(r"[a-z]{3,}")
 SPACES = ("Ġ", "▁")  # of byte-level BPE, of sentencepiece
-
-
-class Named(NamedTuple):
-    """Of N pictures: kl (N, P) of the language model's predictions from their visual words, words (N, P, V)."""
-
-    kl: Tensor
-    words: Tensor
 
 
 class WholeWords:
@@ -70,20 +62,20 @@ def main(experiment: Experiment, run: Path) -> None:
     pictures, model = work.pictures("captions", cfg.split), work.model()
     numbers = pictures.distinct(cfg.captions)
     batches = pictures_alone(work, model, cfg.split, numbers)
-    named = name(model, batches)
+    named = visual_words(model, batches)
     progress.update(1)
     known = work.pictures("captions", "train").distinct(cfg.captions)
-    seen = name(model, pictures_alone(work, model, "train", known)).words
+    seen = visual_words(model, pictures_alone(work, model, "train", known))
     progress.update(2)
-    figures = {"divergence": float(named.kl.mean()), **spread(named.words, seen.mean((0, 1)))}
+    figures = {"divergence": divergence(model, batches), **spread(named, seen.mean((0, 1)))}
     phases = list(experiment.pretrain.parts())
     if len(phases) > 1:
         before = load_weights(work.new_model(), run / "pretrain" / phases[-2] / "model.safetensors")
         before.words = experiment.pretrain.parts()[phases[-2]].model.word_head
-        figures |= {"divergence_before": float(name(before, batches).kl.mean()), "before": phases[-2]}
+        figures |= {"divergence_before": divergence(before, batches), "before": phases[-2]}
     progress.update(3)
     whole = WholeWords(work.text_tokenizer())
-    said, usual = whole(named.words), whole(seen).mean((0, 1))
+    said, usual = whole(named), whole(seen).mean((0, 1))
     truth = [pictures.captions[n] for n in numbers]
     learned = work.pictures("captions", "train").captions
     figures |= categories(said.mean(1), whole.words, truth, learned, experiment)
@@ -107,12 +99,16 @@ def pictures_alone(work: Workspace, model: UnifiedLM, split: str, numbers: list[
 
 
 @torch.no_grad()
-def name(model: UnifiedLM, batches: list[PackedBatch]) -> Named:
-    """The visual words of all pictures, and how far the model's predictions are from them."""
-    kl = [model.visual_words(batch).kl for batch in batches]
+def visual_words(model: UnifiedLM, batches: list[PackedBatch]) -> Tensor:
+    """(N, P, V) float32 distributions over text of every patch; the language model itself reads nothing for them."""
     words = [model.head(Visual(model.port(batch.slots["image"]))) for batch in batches]
-    pictures = sum(len(batch.ids) for batch in batches)
-    return Named(torch.cat(kl).unflatten(0, (pictures, -1)), torch.cat(words).unflatten(0, (pictures, -1)))
+    return torch.cat(words).unflatten(0, (sum(len(batch.ids) for batch in batches), -1))
+
+
+@torch.no_grad()
+def divergence(model: UnifiedLM, batches: list[PackedBatch]) -> float:
+    """How far the model's predictions are from its visual words, in nats, the mean over all patches."""
+    return float(torch.cat([model.visual_words(batch).kl for batch in batches]).mean())
 
 
 def spread(words: Tensor, usual: Tensor) -> dict[str, float]:
@@ -139,14 +135,14 @@ def categories(
         reason = "no caption has a class that is a whole word"
         return {"category_accuracy": None, "reasons": {"category_accuracy": reason}}
     asked = [i for i, caption in enumerate(truth) if category_of(caption) in classes]
-    guess = [classes[i] for i in said[asked][:, [known.index(word) for word in classes]].argmax(1).tolist()]
-    right = [category_of(truth[i]) for i in asked]
+    best = said[asked][:, [known.index(word) for word in classes]].argmax(1).tolist()
+    guess, right = [f"{classes[i]}: " for i in best], [truth[i] for i in asked]
     orders = derangements(len(right), experiment.evaluation.derangements, experiment.seed).tolist()
     majority = max(sorted(classes), key=Counter(map(category_of, learned)).__getitem__)
     return {
-        "category_accuracy": agreement(guess, right),
-        "category_shuffled": sum(agreement([guess[i] for i in order], right) for order in orders) / len(orders),
-        "category_majority": agreement([majority] * len(right), right),
+        "category_accuracy": category_accuracy(guess, right),
+        "category_shuffled": sum(category_accuracy([guess[i] for i in order], right) for order in orders) / len(orders),
+        "category_majority": category_accuracy([f"{majority}: "] * len(right), right),
         "category_chance": 1 / len(classes),
         "category_known": len(asked) / len(truth),
     }
@@ -178,11 +174,6 @@ def hits(
 def telling(said: Tensor, usual: Tensor, count: int) -> Tensor:
     """(..., count) int64 the words whose probability (..., W) is most times the ``usual`` one (W,)."""
     return (said / usual.clamp_min(RARE)).topk(count).indices
-
-
-def agreement(guess: list[str], right: list[str]) -> float:
-    """The share of places in which both say the same."""
-    return sum(g == r for g, r in zip(guess, right, strict=True)) / len(right)
 
 
 if __name__ == "__main__":

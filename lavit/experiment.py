@@ -268,7 +268,9 @@ def check(experiment: Experiment) -> None:
     """
     e = experiment
     patches = e.tokenizer.model.encoder.patches
-    for name, part in e.pretrain.parts().items():
+    parts = e.pretrain.parts()
+    last = list(parts.values())[-1].model
+    for name, part in parts.items():
         key = f"pretrain.phases.{name}" if name else "pretrain"
         check_pretrain(part, key)
         factored, codes = part.model.factored, e.tokenizer.model
@@ -294,12 +296,11 @@ def check(experiment: Experiment) -> None:
                 f"{key}.train.batch {part.train.batch} is not a multiple of demo.processes {e.demo.processes} × "
                 f"{key}.train.accumulate {part.train.accumulate}"
             )
-        last = e.pretrain.last().model
-        if part.model.word_head and part.model.word_head.fit == "vectors" != last.word_head.fit:
-            raise ValueError(f"{key}.model.word_head.fit is vectors; the last phase has to have it too")
         alike = replace(part.model, word_head=last.word_head) == last
         if not alike or (part.model.word_head is None) != (last.word_head is None):
             raise ValueError(f"{key}.model: a phase trains the model of the others; it may set word_head alone")
+        if part.model.word_head and part.model.word_head.fit == "vectors" != last.word_head.fit:
+            raise ValueError(f"{key}.model.word_head.fit is vectors; the last phase has to have it too")
         if part.text != e.pretrain.text:
             raise ValueError(f"{key}.text: all phases have one text tokenizer; set pretrain.text")
     for name in ("text", "answer", "image"):

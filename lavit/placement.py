@@ -33,19 +33,17 @@ def quantize(module: nn.Module, bits: int, device: torch.device) -> None:
 
     layers = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Linear)]
     for name, layer in layers:
-        weight, sizes = (
-            layer.weight.data,
-            (layer.in_features, layer.out_features, layer.bias is not None or hasattr(layer, BIAS)),
-        )
+        bias = layer.bias
+        if hasattr(layer, BIAS):  # what it learned beside its matrix
+            bias = nn.Parameter(getattr(layer, BIAS) + (0 if bias is None else bias))
+        weight, sizes = layer.weight.data, (layer.in_features, layer.out_features, bias is not None)
         if bits == 8:
             new = Linear8bitLt(*sizes, has_fp16_weights=False)
             new.weight = Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         else:
             new = Linear4bit(*sizes, compute_dtype=weight.dtype, quant_type="nf4")
             new.weight = Params4bit(weight, requires_grad=False, quant_type="nf4")
-        new.bias = layer.bias
-        if hasattr(layer, BIAS):  # what it learned beside its matrix
-            new.bias = nn.Parameter(getattr(layer, BIAS) + (0 if layer.bias is None else layer.bias))
+        new.bias = bias
         holder, _, last = name.rpartition(".")
         # Moving them is what quantizes them, also to where they are.
         setattr(module.get_submodule(holder), last, new.to(device))

@@ -55,7 +55,7 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
             path = folder / name / "model.safetensors"
             if not name or not is_done(path.parent):
                 if before is not None:  # on a model of its own: an engine leaves hooks in the one that it trained
-                    model = None
+                    model = None  # before the next is made: both are large
                     model = load_weights(work.new_model(), before)
                 train_phase(work, model, stage, folder / name, first)
                 if rank == 0:
@@ -70,8 +70,7 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
             with written_whole(folder / "model.safetensors") as draft:
                 shutil.copyfile(last, draft)
         steps = sum(stage.train.steps for stage in parts.values())
-        size = work.new_model().vocabulary.size if model is None else model.vocabulary.size
-        mark_done(folder, {"steps": steps, "vocabulary": size})
+        mark_done(folder, {"steps": steps, "vocabulary": model.vocabulary.size})
 
 
 def train_phase(work: Workspace, model: UnifiedLM, stage: PretrainStage, folder: Path, first: int) -> None:

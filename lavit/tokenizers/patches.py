@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lavit.tokenizers.encoders import Encoder
-from lavit.tokenizers.tokenizer import TokenizerConfig
+from lavit.tokenizers.tokenizer import ImageTokenizer, TokenizerConfig
 from lavit.tokens import Picture, Tokens
 from lavit.vocabulary import UNDERSTANDS
 
 
-class PatchTokenizer(nn.Module):
+class PatchTokenizer(ImageTokenizer):
     """All patches of an image as they are: (B, P, D) standardized features without codes.
 
     It stands where :class:`~lavit.tokenizers.tokenizer.Tokenizer` does; its words are placeholders.
@@ -26,17 +26,6 @@ class PatchTokenizer(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder or Encoder(config.encoder, pretrained=False)
-
-    def patch_features(self, inputs: Tensor) -> Tensor:
-        """(B, P, D) standardized features as they are, or those of images (B, 3, S, S) in [0, 1]."""
-        return self.encoder(inputs) if inputs.dim() == 4 else inputs
-
-    @torch.no_grad()
-    def encode(
-        self, images: Tensor, *, tokens: int | None = None, ratio: float | None = None, at_most: int | None = None
-    ) -> Tokens:
-        """Tokens of images (B, 3, S, S) float32 in [0, 1]; see :meth:`encode_features`."""
-        return self.encode_features(self.encoder(images), tokens=tokens, ratio=ratio, at_most=at_most)
 
     @torch.no_grad()
     def encode_features(

@@ -80,7 +80,24 @@ class TokenizerLoss(NamedTuple):
     tokens: Tensor
 
 
-class Tokenizer(nn.Module):
+class ImageTokenizer(nn.Module):
+    """What all tokenizers of images do with their frozen ``encoder``."""
+
+    encoder: Encoder
+
+    def patch_features(self, inputs: Tensor) -> Tensor:
+        """(B, P, D) standardized features as they are, or those of images (B, 3, S, S) in [0, 1]."""
+        return self.encoder(inputs) if inputs.dim() == 4 else inputs
+
+    @torch.no_grad()
+    def encode(
+        self, images: Tensor, *, tokens: int | None = None, ratio: float | None = None, at_most: int | None = None
+    ) -> Tokens:
+        """Tokens of images (B, 3, S, S) float32 in [0, 1]; see ``encode_features``."""
+        return self.encode_features(self.encoder(images), tokens=tokens, ratio=ratio, at_most=at_most)
+
+
+class Tokenizer(ImageTokenizer):
     """Images or their features to visual words and back to features.
 
     ``quantize`` is off in the first phase of training: the decoder then reads the merger's projected features. Without
@@ -115,10 +132,6 @@ class Tokenizer(nn.Module):
             raise ValueError("tokenizer.places needs selection 'gain': 'learned' keeps no anchors")
         return Selector(encoder.width, choice) if kind == "learned" else None
 
-    def patch_features(self, inputs: Tensor) -> Tensor:
-        """(B, P, D) standardized features as they are, or those of images (B, 3, S, S)."""
-        return self.encoder(inputs) if inputs.dim() == 4 else inputs
-
     def select(self, features: Tensor, noise: Tensor | None = None, budget: Budget = FREE) -> Selection:
         """What to keep of (B, P, D) features; without noise the answer depends on the image alone."""
         if self.selector is not None:
@@ -129,13 +142,6 @@ class Tokenizer(nn.Module):
         keep = even_positions(patches, min(limit, count) if budget.at_most else limit).to(features.device)
         keep = keep.expand(len(features), -1)
         return Selection.of(keep)
-
-    @torch.no_grad()
-    def encode(
-        self, images: Tensor, *, tokens: int | None = None, ratio: float | None = None, at_most: int | None = None
-    ) -> Tokens:
-        """Tokens of images (B, 3, S, S) float32 in [0, 1]; see :meth:`encode_features`."""
-        return self.encode_features(self.encoder(images), tokens=tokens, ratio=ratio, at_most=at_most)
 
     @torch.no_grad()
     def encode_features(
