@@ -39,8 +39,13 @@ LAVIT = (
 )
 # Between the data and the decoder, where the decoder works on latents of a VAE that is to be trained.
 AUTOENCODER = Stage("autoencoder", "tokenizer.train_autoencoder", needs=("data",), ranks=True)
-# What ``demo.stages`` may name beside them.
-OTHERS = (Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),)
+# What ``demo.stages`` may name beside them. The first stands before the extraction, which then needs it too.
+SPEECH = Stage("speech", "tokenizer.train_speech", needs=("data",))
+OTHERS = (
+    Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),
+    Stage("vocoder", "tokenizer.train_vocoder", needs=("extract",), ranks=True, group=TOGETHER),
+    Stage("eval/speech", "eval.speech", needs=("pretrain", "vocoder"), group=TOGETHER),
+)
 
 HEADLINES = {
     "tokenizer.cosine": "tokenizer cosine, held out",
@@ -50,6 +55,7 @@ HEADLINES = {
     "reconstruction.r5": "reconstruction R@5",
     "text_to_image.rendered_r10": "text to image R@10",
     "visual_words.category_accuracy": "class by visual words",
+    "speech.cer": "speech to text, character error rate",
 }
 
 
@@ -110,6 +116,8 @@ def chosen(names: Sequence[str]) -> tuple[Stage, ...]:
         ValueError: a name of none.
     """
     *before, report = with_autoencoder()
+    place = next(i for i, stage in enumerate(before) if stage.name == "extract")
+    before[place : place + 1] = SPEECH, replace(before[place], needs=(*before[place].needs, SPEECH.name))
     known = {stage.name: stage for stage in (*before, *OTHERS, report)}
     if strange := [name for name in names if name not in known]:
         raise ValueError(f"demo.stages: '{strange[0]}' is no stage; there are {', '.join(known)}")

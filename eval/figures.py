@@ -34,10 +34,13 @@ REQUIRED = {
     "image_text_picture_nearer image_text_thing_nearer image_text_chance image_text_n",
     "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled "
     "hit5_constant n",
+    "speech": "cer cer_shuffled cer_mixed cer_nearest cer_constant wer retrieval_r1 retrieval_chance_r1 tokens_mean "
+    "codes n",
 }
 LAVIT = ("tokenizer", "caption", "vqa", "reconstruction", "text_to_image")  # what a run has that names no stages
 EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
-CLOCKS = {name: (name,) for name in ("assets", "data", "tokenizer", "extract", "pretrain", "autoencoder", "decoder")}
+CLOCKED = ("assets", "data", "tokenizer", "speech", "extract", "pretrain", "autoencoder", "decoder", "vocoder")
+CLOCKS = {name: (name,) for name in CLOCKED}
 CLOCKS["eval"] = EVALUATIONS
 
 
@@ -92,7 +95,7 @@ def stage_seconds(run: Path, stages: Sequence[str] = ()) -> dict[str, float | No
     seconds: dict[str, float | None] = {}
     for name, folders in CLOCKS.items():
         ran = [read_seconds(run / folder) for folder in folders if (run / folder / "seconds.json").is_file()]
-        if ran or (name in stages if stages else name != "autoencoder"):
+        if ran or (name in stages if stages else name not in ("autoencoder", "speech", "vocoder")):
             seconds[name] = round(sum(ran), 1) if ran else None
     known = sum(value for value in seconds.values() if value is not None)
     return {**seconds, "total": round(read_seconds(run) or known, 1)}
@@ -128,6 +131,7 @@ GROUPS = {
     "reconstruction": "Reconstruction",
     "text_to_image": "Text to image",
     "visual_words": "Visual words",
+    "speech": "Speech",
 }
 TABLE = (
     Figure("tokenizer", "cosine", "Cosine of the reconstructed features", {"constant mean": "cosine_constant"}),
@@ -180,6 +184,21 @@ TABLE = (
         "five commonest words": "hit5_constant", "shuffled": "hit5_shuffled"}),
     Figure("visual_words", "entropy", "Entropy of the visual words of a patch", {}, {"of their mean": "entropy_mean"},
            top=None, note="nats; equal to that of their mean where all patches have the same words"),
+    Figure("speech", "cer", "Characters written wrong of what is said", {
+        "other clips' texts": "cer_shuffled", "codes out of order": "cer_mixed", "best constant": "cer_constant",
+        "nearest clip": "cer_nearest"}, {"a recogniser": "recording_cer"},
+           lower=True, top=None, note="error rate, {n} clips of {tokens_mean:.0f} codes"),
+    Figure("speech", "retrieval_r1", "What is said found first", {"chance": "retrieval_chance_r1"},
+           note="among {retrieval_n} texts, R@1"),
+    Figure("speech", "round_trip_cer", "Characters that a recogniser mishears after codes and vocoder", {
+        "codes out of order": "round_trip_mixed_cer"}, {"the recording": "recording_cer", "Griffin–Lim": "lifted_cer"},
+           lower=True, top=None, note="error rate, {spoken_n} clips; a vocoder of our own"),
+    Figure("speech", "spoken_cer", "Characters that a recogniser mishears of texts said aloud", {
+        "other texts": "spoken_shuffled_cer"}, {"round trip": "round_trip_cer"},
+           lower=True, top=None, note="error rate, {spoken_n} texts"),
+    Figure("speech", "mel_error", "Error of the spectrogram after codes and vocoder", {
+        "constant spectrum": "mel_constant_error", "codes out of order": "mel_mixed_error"},
+           {"Griffin–Lim": "mel_lifted_error"}, lower=True, top=None, note="nats of log-mel magnitudes"),
 )  # fmt: skip
 
 

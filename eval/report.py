@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.workspace import Workspace
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
-SHOWN = {"caption": 16, "vqa": 12, "text_to_image": 24, "visual_words": 12}
+SHOWN = {"caption": 16, "vqa": 12, "text_to_image": 24, "visual_words": 12, "speech": 24}
 SIDE = 192  # pixels of a shown original
 
 
@@ -62,6 +63,7 @@ def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
         "prompts": prompts(work, drawn["image_text_prompts"]) if drawn else [],
         "practised": work.experiment.pretrain.mixture.interleaved > 0,
         "named": named(work, figures["visual_words"]) if "visual_words" in figures else [],
+        "spoken": spoken(work, figures["speech"]) if "speech" in figures else [],
         "curves": training_curves(work),
         "tokens": token_plots(work, tokenizer, figures["tokenizer"]) if "tokenizer" in figures else None,
         **provenance(work),
@@ -162,6 +164,16 @@ def named(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def spoken(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was written of clips, with the sounds that were kept of some as data URIs by name."""
+    cards = []
+    for sample in figures["samples"][: SHOWN["speech"]]:
+        files = sorted((work.run / "eval" / "speech").glob(f"{sample['number']}-*.flac"))
+        sounds = {file.stem.partition("-")[2]: base64.b64encode(file.read_bytes()).decode() for file in files}
+        cards.append({**sample, "sounds": {name: f"data:audio/flac;base64,{data}" for name, data in sounds.items()}})
+    return cards
+
+
 def thumbnails(work: Workspace, part: str, samples: list[dict[str, Any]]) -> list[str]:
     """The stored pictures that samples speak of, as data URIs."""
     pictures = PictureSet(work.shards(part, work.experiment.evaluation.split))
@@ -194,7 +206,7 @@ def training_curves(work: Workspace) -> list[dict[str, str]]:
     """A plot of each training from its log."""
     stage = work.experiment.tokenizer
     codebook = {"codebook on": stage.plain_steps} if 0 < stage.plain_steps < stage.train.steps else {}
-    read = {"text": "text", "image": "visual words", "visual": "divergence"}
+    read = {"text": "text", "image": "visual words", "audio": "speech", "visual": "divergence"}
     phases = [
         (f"pretrain/{name}" if name else "pretrain", f"Language model{name and ': '}{name}", "nats a token", read, {})
         for name in work.experiment.pretrain.parts()
@@ -204,6 +216,7 @@ def training_curves(work: Workspace) -> list[dict[str, str]]:
         *phases,
         ("autoencoder", "Autoencoder", "error of pixels", {"error": "error"}, {}),
         ("decoder", "Pixel decoder", "mean squared error", {"loss": "U-Net", "draft": "linear draft"}, {}),
+        ("vocoder", "Vocoder", "error of log-mel magnitudes", {"loss": "error"}, {}),
     )
     made = work.experiment.demo.stages or ["tokenizer", "pretrain", "decoder"]
     if work.experiment.trains_autoencoder and not work.experiment.demo.stages:
@@ -261,7 +274,8 @@ def token_plots(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any]) 
 
 def provenance(work: Workspace) -> dict[str, Any]:
     """Data with their licences, the machine, the versions and the configuration."""
-    indices = {part: read_index(work.run / "data" / part) for part in work.parts()}
+    parts = [*work.parts(), *(["speech"] if work.experiment.data.speech else [])]
+    indices = {part: read_index(work.run / "data" / part) for part in parts}
     return {
         "data": indices,
         "licences": {name: about for index in indices.values() for name, about in index["licences"].items()},

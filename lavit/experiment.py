@@ -18,6 +18,7 @@ from lavit.layers.port import PROJECTORS
 from lavit.model import FITS, ModelConfig, check_reading
 from lavit.renderers.autoencoder import AutoencoderConfig, check_autoencoder
 from lavit.renderers.diffusion import DiffusionConfig, check_diffusion
+from lavit.renderers.vocoder import VocoderConfig
 from lavit.runs import (
     ChecksConfig,
     DemoConfig,
@@ -31,6 +32,7 @@ from lavit.runs import (
     take_over,
 )
 from lavit.tokenizers.selector import GainSelector
+from lavit.tokenizers.speech import SpeechConfig
 from lavit.tokenizers.tokenizer import TokenizerConfig
 from lavit.training.engine import TrainConfig, check_train
 
@@ -42,7 +44,8 @@ class TokenizerStage:
     """Stage 1. The first ``plain_steps`` train without a codebook; then k-means starts it (two phases).
 
     ``noise_steps`` anneals the Gumbel noise to zero. ``vqa_share`` of a batch comes from pictures with questions.
-    ``cache_features`` keeps the frozen encoder's output on disk, which only small sets can afford.
+    ``cache_features`` keeps the frozen encoder's output on disk, which only small sets can afford. ``speech`` makes
+    codes of ``data.speech``.
     """
 
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -51,6 +54,7 @@ class TokenizerStage:
     noise_steps: int = 250
     vqa_share: float = 0.1
     cache_features: bool = True
+    speech: SpeechConfig | None = None
 
 
 @dataclass
@@ -126,6 +130,14 @@ class DecoderStage:
 
 
 @dataclass
+class VocoderStage:
+    """Codes of speech to sound."""
+
+    model: VocoderConfig = field(default_factory=VocoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
 class ExtractionConfig:
     """Pictures to codes, ``batch`` at a time; ``features`` are what a language model reads of small sets.
 
@@ -144,7 +156,8 @@ class EvaluationConfig:
 
     ``candidates`` drawings are made of a text, of which the model keeps the one that it captions best. ``curve``
     reconstructs the first ``curve`` pictures with few and many steps of every sampler too; none at 0. ``batch`` images,
-    texts or drawings are worked on at a time.
+    texts or drawings are worked on at a time. ``clips`` of speech are written down and ``spoken`` sentences said, as
+    ``transcript`` and ``speech`` say; ``recogniser`` has a Whisper judge that, which knows the ``language``.
     """
 
     split: str = "test"
@@ -155,11 +168,17 @@ class EvaluationConfig:
     curve: int = 0
     drawings: int = 100
     candidates: int = 1
+    clips: int = 100
+    spoken: int = 40
+    recogniser: str | None = None
+    language: str = "es"
     derangements: int = 20
     batch: int = 64
     text: TextPlan = field(default_factory=TextPlan)
     answer: TextPlan = field(default_factory=TextPlan)
     image: ImagePlan = field(default_factory=ImagePlan)
+    transcript: TextPlan = field(default_factory=TextPlan)
+    speech: ImagePlan = field(default_factory=ImagePlan)
 
 
 @dataclass
@@ -207,6 +226,7 @@ class Experiment:
     finetune: FinetuneStage = field(default_factory=FinetuneStage)
     autoencoder: AutoencoderStage = field(default_factory=AutoencoderStage)
     decoder: DecoderStage = field(default_factory=DecoderStage)
+    vocoder: VocoderStage = field(default_factory=VocoderStage)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     card: CardConfig = field(default_factory=CardConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -223,7 +243,7 @@ class Experiment:
 # Those of "" change nothing but, with the number of processes, the last digits.
 CHANGES_NO_RESULT = tuple(
     f"{stage}.train.{name}"
-    for stage in ("tokenizer", "pretrain", "autoencoder", "decoder")
+    for stage in ("tokenizer", "pretrain", "autoencoder", "decoder", "vocoder")
     for name in ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
 )
 OWNERS = {
@@ -234,6 +254,9 @@ OWNERS = {
     "tokenizer": "tokenizer",
     "tokenizer.model.encoder": "data",
     "tokenizer.cache_features": "data",
+    "tokenizer.speech": "speech",
+    "data.speech": "speech",
+    "vocoder": "vocoder",
     "extraction": "",
     "extraction.features": "extract",
     "pretrain": "pretrain",
@@ -279,6 +302,8 @@ def check(experiment: Experiment) -> None:
                 f"{key}.model.factored: width is {factored.width}, and that of tokenizer.model.quantizer "
                 f"{codes.quantizer.width}; make them alike, and set tokenizer.model.places to null"
             )
+        if e.tokenizer.speech is None and part.mixture.audio_text + part.mixture.text_audio:
+            raise ValueError(f"{key}.mixture has speech and tokenizer.speech is not set; give it, e.g. {{codes: 512}}")
         if e.data.vqa is None and part.mixture.question_answer:
             raise ValueError(f"{key}.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
         if part.row < patches + LEAST_TEXT:
@@ -303,7 +328,7 @@ def check(experiment: Experiment) -> None:
             raise ValueError(f"{key}.model.word_head.fit is vectors; the last phase has to have it too")
         if part.text != e.pretrain.text:
             raise ValueError(f"{key}.text: all phases have one text tokenizer; set pretrain.text")
-    for name in ("text", "answer", "image"):
+    for name in ("text", "answer", "image", "transcript", "speech"):
         check_plan(getattr(e.evaluation, name), f"evaluation.{name}")
     llm, text = e.pretrain.model.llm, e.pretrain.text
     if llm.asset != text.asset:
@@ -329,6 +354,8 @@ def check(experiment: Experiment) -> None:
         raise ValueError(
             f"evaluation: candidates {e.evaluation.candidates} must be at least 1 and curve {e.evaluation.curve} 0"
         )
+    if (e.tokenizer.speech is None) != (e.data.speech is None):
+        raise ValueError("data.speech and tokenizer.speech go together: set both, or neither")
     if e.evaluation.batch < 1:
         raise ValueError(f"evaluation.batch is {e.evaluation.batch}; it must be at least 1")
     if e.decoder != DecoderStage():  # a file that is about a tokenizer alone may leave the decoder out
@@ -342,7 +369,7 @@ def check(experiment: Experiment) -> None:
         raise ValueError(
             f"pretrain.model.llm.asset '{e.pretrain.model.llm.asset}' is unknown; choose {', '.join(LLMS)}"
         )
-    for name in ("tokenizer", "autoencoder", "decoder"):
+    for name in ("tokenizer", "autoencoder", "decoder", "vocoder"):
         train = getattr(e, name).train
         check_train(train, f"{name}.train")
         if train.batch % (e.demo.processes * train.accumulate):

@@ -127,7 +127,7 @@ Fit = Callable[["UnifiedLM", Tensor, Tensor, Tensor], tuple[Tensor, Tensor | Non
 
 
 class LMOutput(NamedTuple):
-    """loss () to minimise; text and image (): mean negative log-likelihood of each modality's learned tokens.
+    """loss () to minimise; text, image and audio (): mean negative log-likelihood of each modality's learned tokens.
 
     Where pictures are read in words, visual () is the mean divergence of :meth:`SplitHead.diverge`, or squared error of
     the next vector, over the places that are read, and entropy () that of the visual words, in nats.
@@ -138,6 +138,7 @@ class LMOutput(NamedTuple):
     image: Tensor
     visual: Tensor | None = None
     entropy: Tensor | None = None
+    audio: Tensor | None = None
 
 
 def build_llm(config: ModelConfig, text_size: int, seed: int) -> nn.Module:
@@ -188,7 +189,7 @@ def check_shape(found: PretrainedConfig, expected: LlamaConfig, folder: str) -> 
 
 
 class UnifiedLM(nn.Module):
-    """Next-token prediction over text and visual words.
+    """Next-token prediction over text, visual words and codes of speech.
 
     The blocks are those of ``llm``, by default the one of the configuration; its embedding and head become the text
     part of the split ones. ``feature_width`` is D of what the port projects, ``merger`` what it merges patches with,
@@ -233,32 +234,33 @@ class UnifiedLM(nn.Module):
         if config.checkpoint_activations:
             checkpoint_blocks(self.blocks)
 
-    def start_from_codebook(self, codebook: Tensor) -> None:
-        """Let the factored rows of embedding and head begin as the tokenizer's codebook (K, d)."""
+    def start_from_codebooks(self, image: Tensor, audio: Tensor | None = None) -> None:
+        """Let the factored rows of embedding and head begin as the tokenizers' codebooks, (K, d) each."""
         for rows in (self.embedding.new, self.head.new):
-            rows.start_from(codebook)
+            rows.image.start_from(image)
+            if audio is not None:
+                rows.audio.start_from(audio)
 
     def forward(self, batch: PackedBatch) -> LMOutput:
         """The mean next-token loss over all learned tokens of all ranks, and of all of a step's micro-batches."""
         labels = batch.labels.flatten()
         learned = labels != IGNORE
-        is_image = learned & (labels >= self.vocabulary.text_size)
-        is_text = learned & ~is_image
         # Gradients are averaged over ranks; dividing by the mean count makes the loss a mean over all ranks' tokens.
         total = mean_over_ranks(learned.sum()) if batch.total is None else batch.total
         vectors = self.port(batch.slots.get("image"))
         states = self.hidden(batch, vectors).flatten(0, 1)
         loss, nll = self.head(states, labels, learned / total.clamp_min(1))
-        parts = [(nll * mask).sum() / mask.sum().clamp_min(1) for mask in (is_text, is_image)]
+        masks = self.vocabulary.by_modality(labels)
+        parts = {name: (nll * mask).sum() / mask.sum().clamp_min(1) for name, mask in masks.items()}
         if self.words is None or self.words.fit == "nothing":
-            return LMOutput(loss, *parts)
+            return LMOutput(loss, **parts)
         count = batch.places
         if count is None:
             count = mean_over_ranks(states.new_tensor(float(len(vectors))))
         weights = torch.ones(len(vectors), device=states.device) / count.clamp_min(1)
         before = states[places_of(batch) - 1]  # [IMG] begins a picture, so that something stands before each place
         visual, entropy = FITS[self.words.fit](self, vectors, before, weights)
-        return LMOutput(loss + self.words.weight * visual, *parts, visual.detach(), entropy)
+        return LMOutput(loss + self.words.weight * visual, **parts, visual=visual.detach(), entropy=entropy)
 
     def flops(self, batch: PackedBatch) -> float:
         """Floating-point operations of a batch, forward and backward, as far as the model asks for them.

@@ -32,10 +32,12 @@ from lavit.arguments import (
     like_given,
     text_of,
 )
+from lavit.data.audio import as_audio
 from lavit.data.order import seed_for
 from lavit.generation import ImagePlan, TextPlan, write_interleaved
 from lavit.release import SHARD, Parts, chosen_folder, read_release, write_release
 from lavit.system import BATCH, Painting, System
+from lavit.vocabulary import SILENT
 
 CARD = "# A LaVIT system\n\nOpen it with `LaVIT.from_pretrained(FOLDER)`.\n"
 
@@ -274,6 +276,37 @@ class LaVIT(System):
             rows = zip(words, *(x.cpu() for x in (found.codes, found.position, found.keep)), said, strict=True)
             out += [VisualTokens(w[real] if can else None, c[real], p[real], grid) for w, c, p, real, can in rows]
         return like_given(out, alone)
+
+    def transcribe(
+        self, sounds: Any, rate: int | None = None, plan: TextPlan | None = None, seed: int | Sequence[int] = 0
+    ) -> Any:
+        """What is said in a sound, as text; a list for a list.
+
+        A sound is a path, a file's bytes, or samples with their ``rate`` (:func:`lavit.data.audio.as_audio`).
+
+        Raises:
+            ValueError: a sound that cannot be read, or a system that has learned no speech.
+        """
+        plan = as_plan(plan, self.plans.transcript)
+        several, alone = as_list(sounds)
+        seeds = as_seeds(seed, len(several))
+        heard = self.listen([as_audio(sound, f"number {number}", rate) for number, sound in enumerate(several)])
+        return like_given(self.write_texts([self.maker.heard(codes) for codes in heard], plan, seeds), alone)
+
+    def speak(self, texts: Any, plan: ImagePlan | None = None, seed: int | Sequence[int] = 0) -> Any:
+        """A text said aloud: (n,) float32 samples in [−1, 1] at 16,000 a second; a list for a list.
+
+        Raises:
+            ValueError: an empty text, or a system that has learned no speech or has no vocoder.
+        """
+        plan = as_plan(plan, self.plans.speech)
+        several, alone = as_list(texts)
+        if strange := [text for text in several if not isinstance(text, str) or not text.strip()]:
+            raise ValueError(f"a text to be said is {strange[0]!r}; give words")
+        if self.parts.vocoder is None:
+            raise ValueError(SILENT if self.parts.speech is None else "this system has no vocoder; it cannot speak")
+        seeds = as_seeds(seed, len(several))
+        return like_given(self.parts.vocoder.sounds(self.say_codes(several, plan, seeds), seeds), alone)
 
     def paint(
         self,

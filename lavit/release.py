@@ -6,6 +6,7 @@ README.md            the model card
 tokenizer/           model*.safetensors
 language_model/      config.json (transformers), model*.safetensors, tokenizer.json
 decoder/             unet/, vae/, scheduler/ (diffusers opens each of them), conditioning.safetensors
+speech/              config.json (transformers), model*.safetensors; vocoder/ model*.safetensors
 ```
 """
 
@@ -25,7 +26,8 @@ from accelerate import init_empty_weights
 from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase, WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lavit.config import load, read_layers, to_yaml
 from lavit.data.text import open_text_tokenizer
@@ -36,9 +38,11 @@ from lavit.model import ModelConfig, UnifiedLM, WordHeadConfig, check_reading
 from lavit.placement import check_bits, offload, quantize
 from lavit.renderers.diffusion import DiffusionConfig, DiffusionRenderer
 from lavit.renderers.folder import load_diffusers, save_diffusers
+from lavit.renderers.vocoder import Vocoder, VocoderConfig
 from lavit.runs import let_others_read
 from lavit.tokenizers.merger import Merger
 from lavit.tokenizers.patches import PatchTokenizer
+from lavit.tokenizers.speech import SpeechConfig, SpeechTokenizer
 from lavit.tokenizers.tokenizer import Tokenizer, TokenizerConfig
 from lavit.weights import file_digest, fill, read_tensors, stored
 
@@ -55,6 +59,8 @@ class GenerationConfig:
     answer: TextPlan = field(default_factory=TextPlan)
     image: ImagePlan = field(default_factory=ImagePlan)
     candidates: int = 1
+    transcript: TextPlan = field(default_factory=TextPlan)
+    speech: ImagePlan = field(default_factory=ImagePlan)
 
 
 @dataclass
@@ -83,13 +89,15 @@ class ReleaseConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     language_model: LanguageConfig = field(default_factory=LanguageConfig)
     decoder: DiffusionConfig | None = None
+    speech: SpeechConfig | None = None
+    vocoder: VocoderConfig | None = None
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Parts:
-    """What a release holds. ``renderer`` is None for a system that only writes."""
+    """What a release holds. ``renderer`` is None for a system that only writes, ``speech`` for one that is deaf."""
 
     tokenizer: Tokenizer
     model: UnifiedLM
@@ -99,6 +107,8 @@ class Parts:
     generation: GenerationConfig
     changed: str = ""  # how it was opened otherwise than it was saved
     card: str = ""  # its README.md
+    speech: SpeechTokenizer | None = None
+    vocoder: Vocoder | None = None
 
 
 def write_release(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None = None, shard: str = SHARD) -> None:
@@ -150,9 +160,18 @@ def _write(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None, sha
     parts.text.save_pretrained(folder / "language_model")
     if parts.renderer is not None:
         save_diffusers(parts.renderer, folder / "decoder", dtype, shard)
+    if parts.speech is not None:
+        _save(parts.speech, folder / "speech", dtype, shard)
+        parts.speech.encoder.config.save_pretrained(folder / "speech")
+    if parts.vocoder is not None:
+        _save(parts.vocoder, folder / "vocoder", dtype, shard)
     files = {path.relative_to(folder).as_posix(): file_digest(path) for path in _files(folder)}
     decoder = parts.renderer.config if parts.renderer is not None else None
-    config = ReleaseConfig(FORMAT, parts.tokenizer.config, parts.language, decoder, parts.generation, files)
+    speech = parts.speech.config if parts.speech is not None else None
+    vocoder = parts.vocoder.config if parts.vocoder is not None else None
+    config = ReleaseConfig(
+        FORMAT, parts.tokenizer.config, parts.language, decoder, speech, vocoder, parts.generation, files
+    )
     config = _without_paths(config)
     (folder / "config.yaml").write_text(to_yaml(config))
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -178,6 +197,8 @@ def _without_paths(config: ReleaseConfig) -> ReleaseConfig:
     config = copy.deepcopy(config)
     weights = config.tokenizer.encoder.weights
     weights.file = weights.file and Path(weights.file).name
+    if config.speech is not None:
+        config.speech.folder = None
     if config.decoder is not None:
         config.decoder.unet.folder = None
         if config.decoder.latents.vae is not None:
@@ -239,7 +260,8 @@ def describe(folder: Path) -> dict[str, Any]:
         ValueError: see :func:`read_config`.
     """
     config = read_config(folder)
-    counts = {part: 0 for part in ("tokenizer", "language_model", "decoder") if (folder / part).is_dir()}
+    names = ("tokenizer", "language_model", "decoder", "speech", "vocoder")
+    counts = {part: 0 for part in names if (folder / part).is_dir()}
     for part in counts:
         for path in (folder / part).rglob("*.safetensors"):
             with safe_open(path, "pt") as file:
@@ -252,6 +274,7 @@ def describe(folder: Path) -> dict[str, Any]:
         "vocabulary": {
             "text": shape.vocab_size,
             "codes": tokenizer.vocabulary(shape.vocab_size, config.language_model.port).codes,
+            **({"sounds": config.speech.codes} if config.speech else {}),
         },
         "patches": tokenizer.encoder.patches,
         "reads": tokenizer.encoder.image_size,
@@ -290,7 +313,8 @@ def read_release(
 
     tokenizer = _filled(new_tokenizer, folder / "tokenizer", torch.float32)
     twins = ("head.text", "embedding.text.weight") if shape.tie_word_embeddings else None
-    new = lambda: new_language_model(config.tokenizer, config.language_model, shape)  # noqa: E731
+    sounds = config.speech.codes if config.speech is not None else 0
+    new = lambda: new_language_model(config.tokenizer, config.language_model, shape, sounds)  # noqa: E731
     model = _filled(new, folder / "language_model", dtype, twins)
     if twins:
         model.head.text = model.embedding.text.weight
@@ -310,11 +334,35 @@ def read_release(
     changed = f"in {bits} bits" if bits else "offloaded" if offloaded else ""
     card = folder / "README.md"
     said = card.read_text(encoding="utf-8") if card.is_file() else ""
-    return Parts(tokenizer.to(device), model, renderer, text, config.language_model, config.generation, changed, said)
+    heard = read_speech_parts(folder, config, torch.device(device))
+    return Parts(
+        tokenizer.to(device), model, renderer, text, config.language_model, config.generation, changed, said, *heard
+    )
 
 
-def new_language_model(tokenizer: TokenizerConfig, config: LanguageConfig, shape: PretrainedConfig) -> UnifiedLM:
-    """An untrained model of a tokenizer's words; ``shape`` is transformers' of the text part."""
+def read_speech_parts(
+    folder: Path, config: ReleaseConfig, device: torch.device
+) -> tuple[SpeechTokenizer | None, Vocoder | None]:
+    """The speech tokenizer and the vocoder of a release, in float32, where it has them."""
+    if config.speech is None:
+        return None, None
+    shape = WhisperConfig.from_pretrained(folder / "speech")
+    speech = _filled(lambda: SpeechTokenizer(config.speech, WhisperEncoder(shape)), folder / "speech", torch.float32)
+    if config.vocoder is None:
+        return speech.to(device), None
+    vocoder = Vocoder(config.vocoder, speech.codebook.clone(), config.speech.frames)
+    state = {
+        n: v.float()
+        for file in sorted((folder / "vocoder").glob("*.safetensors"))
+        for n, v in read_tensors(file).items()
+    }
+    return speech.to(device), fill(vocoder, state, folder / "vocoder").to(device)
+
+
+def new_language_model(
+    tokenizer: TokenizerConfig, config: LanguageConfig, shape: PretrainedConfig, sounds: int = 0
+) -> UnifiedLM:
+    """An untrained model of a tokenizer's words and of ``sounds``; ``shape`` is transformers' of the text part."""
     merger, port = None, config.port
     if port == "patches":
         merger = Merger(tokenizer.encoder.width, tokenizer.encoder.patches, tokenizer.merger, tokenizer.attention)
@@ -326,7 +374,7 @@ def new_language_model(tokenizer: TokenizerConfig, config: LanguageConfig, shape
             factored=config.factored,
             bias_norm=config.bias_norm,
         ),
-        tokenizer.vocabulary(shape.vocab_size, port),
+        tokenizer.vocabulary(shape.vocab_size, port, sounds),
         tokenizer.fed_width(port),
         llm=AutoModelForCausalLM.from_config(shape),
         merger=merger,

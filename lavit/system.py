@@ -20,7 +20,7 @@ from lavit.release import GenerationConfig, LanguageConfig, Parts
 from lavit.tokenizers.codes import pad_codes
 from lavit.tokenizers.encoders import to_pixels
 from lavit.tokens import Picture, Tokens
-from lavit.vocabulary import UNDERSTANDS
+from lavit.vocabulary import SILENT, UNDERSTANDS
 from lavit.workspace import Workspace
 
 BATCH = 64
@@ -53,9 +53,12 @@ class System:
         """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
         stage, cfg = work.experiment.pretrain, work.experiment.evaluation
         language = LanguageConfig.of(stage.row, stage.read, stage.last().model)
-        plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates)
+        plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates, cfg.transcript, cfg.speech)
         renderer = work.renderer() if renders else None
         parts = Parts(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), language, plans)
+        if work.experiment.tokenizer.speech is not None:
+            parts.speech = work.speech_tokenizer()
+            parts.vocoder = work.vocoder() if work.has_vocoder else None
         return cls(parts, batch=cfg.batch)
 
     @property
@@ -123,6 +126,37 @@ class System:
         longest = max(pictures, key=lambda picture: len(picture.codes))
         ids = [self.maker.image_text(longest, caption)[1].ids for caption in captions]
         return torch.cat([continuation_likelihood(self.model, part, ids) for part in batches(prompts, self.batch)])
+
+    # --------------------------------------------------------------------------------------------------- speech
+
+    def listen(self, sounds: Sequence[Tensor]) -> list[Tensor]:
+        """Codes (n,) int64 of sounds (m,) float32 at 16,000 samples a second, on the CPU.
+
+        Raises:
+            ValueError: a system without a speech tokenizer.
+        """
+        if self.parts.speech is None:
+            raise ValueError(SILENT)
+        out: list[Tensor] = []
+        for part in batches(list(sounds), self.batch):
+            tokens = self.parts.speech.encode(part)
+            out += [codes[keep].cpu() for codes, keep in zip(tokens.codes, tokens.keep, strict=True)]
+        return out
+
+    def transcript_scores(self, codes: list[Tensor], texts: list[str]) -> Tensor:
+        """(clips, texts) float32 log-likelihoods of every text after the codes of every clip."""
+        prompts = [self.maker.heard(one) for one in codes]
+        ids = [self.maker.audio_text(codes[0], text)[1].ids for text in texts]
+        return torch.cat([continuation_likelihood(self.model, part, ids) for part in batches(prompts, self.batch)])
+
+    def say_codes(self, texts: list[str], plan: ImagePlan, seeds: Sequence[int]) -> list[Tensor]:
+        """Codes of speech (n,) int64 for each text."""
+        codes: list[Tensor] = []
+        free = self.maker.speech_prompt(None)
+        for part, its in zip(batches(texts, self.batch), batches(seeds, self.batch), strict=True):
+            prompts = [self.maker.speech_prompt(text) for text in part]
+            codes += draw_codes(self.model, prompts, free, plan, list(its), modality="audio")
+        return codes
 
     # ---------------------------------------------------------------------------------------------- to pictures
 

@@ -72,7 +72,7 @@ class Span(NamedTuple):
     """A stretch of one modality in a document.
 
     Attributes:
-        modality: "text" or "image".
+        modality: "text", "image" or "audio".
         ids: (n,) int64 global ids; where vectors are fed they are only placeholders or targets.
         features: float, what the modality's port reads: (n, D) aligned with ``ids``, or with ``keep`` a picture's
             patches or pixels, of which the kept patches are aligned with them; None for Feed.IDS.

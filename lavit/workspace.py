@@ -1,15 +1,17 @@
 """Where everything of a run lives, and how it is opened: one place that knows the folders.
 
 ```
-run/data/captions  run/data/vqa     shards                         tokenizer.prepare
+run/data/{captions,vqa,speech}      shards                         tokenizer.prepare
 run/text                            texts without pictures         tokenizer.prepare
 run/features                        cached encoder features        tokenizer.prepare
 run/tokenizer                       tokenizer.safetensors          tokenizer.train
+run/speech                          speech.safetensors             tokenizer.train_speech
 run/extract                         codes and merged features      tokenizer.extract
 run/extracted                       codes of other inputs          tokenizer.extract
 run/pretrain                        text/, model.safetensors       pretrain.train
 run/autoencoder                     vae/                           tokenizer.train_autoencoder
 run/decoder                         renderer.safetensors           tokenizer.train_decoder
+run/vocoder                         vocoder.safetensors            tokenizer.train_vocoder
 run/eval                            one JSON a task                eval.*
 ```
 """
@@ -37,11 +39,13 @@ from lavit.experiment import Experiment, PretrainStage
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.renderers.latents import open_vae
+from lavit.renderers.vocoder import Vocoder
 from lavit.runs import Progress, stage_folder
 from lavit.tokenizers.codes import CodeSet, PatchCodeSet
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.patches import PatchSet, PatchTokenizer
+from lavit.tokenizers.speech import SpeechTokenizer, read_centres
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.vocabulary import Vocabulary
 from lavit.weights import file_digest, load_weights
@@ -50,7 +54,7 @@ SPLITS = ("train", "validation", "test")
 
 
 class Workspace:
-    """The folders of one run of one experiment. ``part`` below is "captions" or "vqa"."""
+    """The folders of one run of one experiment. ``part`` below is "captions", "vqa" or, of some, "speech"."""
 
     def __init__(self, experiment: Experiment, run: Path):
         self.experiment, self.run = experiment, run
@@ -66,7 +70,7 @@ class Workspace:
         return self._shards[part, split]
 
     def parts(self) -> list[str]:
-        """Which sets the experiment has."""
+        """Which sets of pictures the experiment has."""
         return ["captions"] + (["vqa"] if self.experiment.data.vqa else [])
 
     def pictures(self, part: str, split: str) -> PictureSet:
@@ -110,7 +114,7 @@ class Workspace:
         """
         port = self.experiment.pretrain.model.port
         folders = [self.code_folder(part, tar) for tar in self.shards(part, split).paths]
-        if port == "features":
+        if port == "features" or part == "speech":
             return CodeSet(folders)
         pictures, encoder = self.pictures(part, split), self.experiment.tokenizer.model.encoder
 
@@ -158,6 +162,24 @@ class Workspace:
         blank = Tokenizer(self.experiment.tokenizer.model, self.experiment.seed, pretrained=False)
         return load_weights(blank, self.run / "tokenizer" / "tokenizer.safetensors")
 
+    def speech_tokenizer(self) -> SpeechTokenizer:
+        """The speech tokenizer with its centres.
+
+        Raises:
+            ValueError: the experiment has none, or it is not trained yet.
+        """
+        if self.experiment.tokenizer.speech is None:
+            raise ValueError("tokenizer.speech is not set; give it, e.g. {codes: 512}, with data.speech")
+        return SpeechTokenizer(self.experiment.tokenizer.speech).load(self._speech_path)
+
+    @property
+    def _speech_path(self) -> Path:
+        return self.run / "speech" / "speech.safetensors"
+
+    def speech_centres(self) -> Tensor:
+        """(K, D) float32 centres of the speech tokenizer."""
+        return read_centres(self._speech_path)["codebook"]
+
     def text_tokenizer(self):
         text = self.experiment.pretrain.text
         given = llm_folder(text.asset) if text.asset else text.folder
@@ -166,7 +188,8 @@ class Workspace:
     def new_model(self) -> UnifiedLM:
         e, model = self.experiment, self.experiment.pretrain.last().model
         port, config = model.port, e.tokenizer.model
-        vocabulary, width = config.vocabulary(len(self.text_tokenizer()), port), config.fed_width(port)
+        sounds = e.tokenizer.speech.codes if e.tokenizer.speech else 0
+        vocabulary, width = config.vocabulary(len(self.text_tokenizer()), port, sounds), config.fed_width(port)
         merger = encoder = None
         if port != "features":
             tokenizer = self.tokenizer()
@@ -175,7 +198,8 @@ class Workspace:
             encoder = None if e.tokenizer.cache_features else tokenizer.encoder
         made = UnifiedLM(model, vocabulary, width, e.seed, merger=merger, encoder=encoder)
         if model.factored and model.factored.codebook:
-            made.start_from_codebook(self.tokenizer().quantizer.codebook)
+            speech = self.speech_centres() if sounds else None
+            made.start_from_codebooks(self.tokenizer().quantizer.codebook, speech)
         return made
 
     def model(self) -> UnifiedLM:
@@ -188,7 +212,10 @@ class Workspace:
         sets = {part: (self.codes(part, split), self.shards(part, split).describe) for part in self.parts()}
         maker = DocumentMaker(vocabulary, self.text_tokenizer(), stage.row, stage.read)
         texts = TextSet(self.run / "text", split) if self.experiment.data.text else None
-        return Mixture(maker, sets["captions"], sets.get("vqa"), stage.mixture, texts)
+        speech = None
+        if self.experiment.data.speech:
+            speech = self.codes("speech", split), self.shards("speech", split).describe
+        return Mixture(maker, sets["captions"], sets.get("vqa"), stage.mixture, texts, speech)
 
     def vae(self) -> AutoencoderKL | None:
         """The VAE whose latents the pixel decoder works on: the run's own or a given one; None where it folds pixels.
@@ -214,6 +241,19 @@ class Workspace:
     def renderer(self) -> DiffusionRenderer:
         """The trained pixel decoder, in evaluation mode."""
         return load_weights(self._blank_renderer(), self.run / "decoder" / "renderer.safetensors")
+
+    def new_vocoder(self) -> Vocoder:
+        """An untrained vocoder of the run's codes of speech."""
+        e = self.experiment
+        return Vocoder(e.vocoder.model, self.speech_centres(), e.tokenizer.speech.frames, e.seed)
+
+    @property
+    def has_vocoder(self) -> bool:
+        return (self.run / "vocoder" / "vocoder.safetensors").is_file()
+
+    def vocoder(self) -> Vocoder:
+        """The trained vocoder, in evaluation mode."""
+        return load_weights(self.new_vocoder(), self.run / "vocoder" / "vocoder.safetensors")
 
     def _blank_renderer(self) -> DiffusionRenderer:
         e = self.experiment

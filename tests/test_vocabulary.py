@@ -30,7 +30,7 @@ def test_codes_out_of_range(code):
 
 @pytest.mark.parametrize("number", [0, 32000, 32001, 48386])
 def test_ids_that_are_no_visual_words(number):
-    with pytest.raises(ValueError, match=r"visual words in \[32002, 48386\)"):
+    with pytest.raises(ValueError, match=r"ids must lie in \[32002, 48386\)"):
         LLAMA.to_codes(torch.tensor([32002, number]))
 
 
@@ -45,3 +45,19 @@ def test_words_that_are_pairs():
     v = Vocabulary(10, 4, gaps=3)
     assert v.words == 12 and v.first_code == 12 and v.size == 24
     assert v.to_ids(torch.tensor([11])).tolist() == [23] and int(v.image_mask(may_end=False).sum()) == 12
+
+
+def test_speech_stands_after_the_visual_words():
+    v = Vocabulary(10, 4, sounds=3)
+    assert v.audio == (16, 3) and (v.audio.end, v.audio.first, v.size, v.rows) == (17, 18, 21, 11)
+    assert v.audio.to_ids(torch.tensor([0, 2])).tolist() == [18, 20] and v.image.stop == 16
+    assert v.image_mask(may_end=True).nonzero().flatten().tolist() == [11, 12, 13, 14, 15]
+    masks = v.by_modality(torch.tensor([-100, 0, 9, 10, 15, 16, 20]))
+    assert {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()} == {
+        "text": [1, 2], "image": [3, 4], "audio": [5, 6]
+    }  # fmt: skip
+    assert "audio" not in Vocabulary(10, 4).by_modality(torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"ids must lie in \[18, 21\)"):
+        v.audio.to_codes(torch.tensor([17]))
+    with pytest.raises(ValueError, match="set tokenizer.model.places to null"):
+        Vocabulary(10, 4, gaps=2, sounds=3)

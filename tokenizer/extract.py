@@ -1,4 +1,4 @@
-"""Between stages 1 and 2: pictures to visual words and merged features. ``make extract CONFIG=… GPUS=…``
+"""Between stages 1 and 2: pictures to visual words and merged features, speech to codes. ``make extract CONFIG=…``
 
 Reads the run's prepared shards, or with ``extraction.input`` a folder of images or of img2dataset's tars as they are.
 A shard of pictures becomes a shard of codes below ``run/extract`` (of another input: ``run/extracted/NAME``), whole or
@@ -10,6 +10,7 @@ error.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -17,11 +18,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lavit.data.audio import read_sounds
 from lavit.data.images import SUFFIXES, open_image
 from lavit.data.shards import ShardError, Shards
 from lavit.experiment import Experiment, ExtractionConfig, run_stage
@@ -29,7 +31,9 @@ from lavit.runs import FolderLock, Progress, is_done, mark_done, read_json, stag
 from lavit.tokenizers.codes import Extracted, write_shard
 from lavit.tokenizers.encoders import EncoderConfig, to_pixels
 from lavit.tokenizers.features import PictureSet
+from lavit.tokenizers.speech import SpeechTokenizer
 from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.tokens import Tokens
 from lavit.weights import file_digest
 from lavit.workspace import SPLITS, Workspace
 
@@ -51,13 +55,30 @@ class Pictures(NamedTuple):
 class Job(NamedTuple):
     """A shard to be made: the folder of its codes, how its pictures are opened, where they are.
 
-    keys: of images in a folder, which may have changed since; a tar stays what it is.
+    keys: of images in a folder, which may have changed since; a tar stays what it is. part: captions, vqa or speech.
     """
 
     folder: Path
     open: Callable[[], Pictures]
     source: Path
     keys: list[str] | None = None
+    part: str = "captions"
+
+
+class Coder(NamedTuple):
+    """What makes the codes of a part: the digest of a tokenizer, and what opens it, once, to give tokens of inputs."""
+
+    made_by: str
+    open: Callable[[], Callable[[Any], list[Extracted]]]
+
+    @classmethod
+    def of(cls, work: Workspace, part: str) -> Coder:
+        """The one of pictures or, for the part "speech", of sounds."""
+        if part == "speech":
+            digest = file_digest(work.run / "speech" / "speech.safetensors")
+            return cls(digest, functools.cache(lambda: partial(heard, work.speech_tokenizer().to(device_of_rank()))))
+        digest = file_digest(work.run / "tokenizer" / "tokenizer.safetensors")
+        return cls(digest, functools.cache(lambda: partial(tokens_of, work.tokenizer().to(device_of_rank()))))
 
 
 def main(experiment: Experiment, run: Path) -> None:
@@ -65,8 +86,8 @@ def main(experiment: Experiment, run: Path) -> None:
     source = experiment.extraction.input
     folder = work.folder("extract") if source is None else work.folder(f"extracted/{input_name(Path(source))}")
     jobs = jobs_of(work) if source is None else foreign_jobs(Path(source), folder, experiment.tokenizer.model.encoder)
-    made_by = file_digest(work.run / "tokenizer" / "tokenizer.safetensors")
-    check_made(jobs, made_by)
+    coders = {part: Coder.of(work, part) for part in {job.part for job in jobs}}
+    check_made(jobs, coders)
     if is_done(folder) and not missing(jobs):
         return
     # Ranks need nothing of each other but that their shards appear, and the launcher ends all if one fails.
@@ -74,13 +95,13 @@ def main(experiment: Experiment, run: Path) -> None:
     with FolderLock(folder) if rank == 0 else contextlib.nullcontext():
         with stage_clock(folder) if rank == 0 else contextlib.nullcontext():
             progress = Progress(folder, len(jobs), "shards") if rank == 0 else None
-            encode(jobs, jobs[rank::world], work.tokenizer().to(device_of_rank()), experiment, made_by, progress)
+            encode(jobs, jobs[rank::world], coders, experiment.extraction, progress)
             if rank == 0:
                 while missing(jobs):
                     time.sleep(0.5)
                     progress.update(len(jobs) - missing(jobs), "waiting for the other ranks")
                 left_out = sum(len(read_json(job.folder / "about.json")["skipped"]) for job in jobs)
-                note = f"{left_out} pictures could not be read; the log and about.json name them" if left_out else None
+                note = f"{left_out} could not be read; the log and about.json name them" if left_out else None
                 mark_done(folder, {"shards": len(jobs), "left_out": left_out, "note": note})
                 if note:
                     print(note, flush=True)
@@ -92,7 +113,7 @@ def device_of_rank() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
-def check_made(jobs: list[Job], made_by: str) -> None:
+def check_made(jobs: list[Job], coders: dict[str, Coder]) -> None:
     """Check that what is there already is of this tokenizer and of these pictures.
 
     Raises:
@@ -101,7 +122,7 @@ def check_made(jobs: list[Job], made_by: str) -> None:
     for job in jobs:
         if job.folder.is_dir():
             about = read_json(job.folder / "about.json")
-            if about["made_by"] != made_by:
+            if about["made_by"] != coders[job.part].made_by:
                 raise ValueError(f"{job.folder} has codes of another tokenizer; remove {job.folder.parent}")
             if job.keys is not None and about["keys"] != job.keys:
                 raise ValueError(f"{job.source} has other images than before; remove {job.folder.parent}")
@@ -125,6 +146,12 @@ def jobs_of(work: Workspace) -> list[Job]:
                 Job(work.code_folder(part, tar), partial(prepared, pictures, numbers, size), tar)
                 for tar, numbers in pictures.shards.by_tar()
             ]
+    for split in SPLITS if work.experiment.data.speech else ():
+        clips = work.shards("speech", split)
+        jobs += [
+            Job(work.code_folder("speech", tar), partial(recorded, clips, numbers), tar, part="speech")
+            for tar, numbers in clips.by_tar()
+        ]
     return jobs
 
 
@@ -135,6 +162,15 @@ def prepared(pictures: PictureSet, numbers: range, size: int) -> Pictures:
         return pictures.inputs([numbers[n] for n in wanted], size), wanted, {}
 
     return Pictures([pictures.shards.keys[n] for n in numbers], read)
+
+
+def recorded(clips: Shards, numbers: range) -> Pictures:
+    """A prepared shard of clips."""
+
+    def read(wanted: list[int]) -> tuple[list[Tensor], list[int], dict[int, str]]:
+        return read_sounds(clips, [numbers[n] for n in wanted]), wanted, {}
+
+    return Pictures([clips.keys[n] for n in numbers], read)
 
 
 def input_name(source: Path) -> str:
@@ -174,7 +210,7 @@ def foreign_tar(tar: Path, encoder: EncoderConfig) -> Pictures:
     except ShardError as error:
         reason = str(error)
         return Pictures([tar.name], lambda numbers: (None, [], dict.fromkeys(numbers, reason)))
-    return Pictures(shard.keys, partial(read_foreign, shard.image, shard.keys, encoder))
+    return Pictures(shard.keys, partial(read_foreign, shard.file, shard.keys, encoder))
 
 
 def read_foreign(
@@ -197,9 +233,8 @@ def read_foreign(
 def encode(
     jobs: list[Job],
     own: list[Job],
-    tokenizer: Tokenizer,
-    experiment: Experiment,
-    made_by: str,
+    coders: dict[str, Coder],
+    config: ExtractionConfig,
     progress: Progress | None,
 ) -> None:
     """Make the shards of ``own`` that are not there yet."""
@@ -209,43 +244,53 @@ def encode(
         nonlocal made
         made += more
         if progress:
-            progress.update(len(jobs) - missing(jobs), f"{made / (time.perf_counter() - start):.1f} pictures a second")
+            progress.update(len(jobs) - missing(jobs), f"{made / (time.perf_counter() - start):.1f} a second")
 
     for job in own:
         if not job.folder.is_dir():
-            encode_shard(job, tokenizer, experiment.extraction, made_by, tell)
+            encode_shard(job, coders[job.part], config, tell)
             tell(0)
     if made:
         seconds = time.perf_counter() - start
-        print(f"{made} pictures in {seconds:.0f} s, {made / seconds:.1f} a second", flush=True)
+        print(f"{made} encoded in {seconds:.0f} s, {made / seconds:.1f} a second", flush=True)
 
 
 @torch.no_grad()
-def encode_shard(
-    job: Job, tokenizer: Tokenizer, config: ExtractionConfig, made_by: str, tell: Callable[[int], None]
-) -> None:
+def encode_shard(job: Job, coder: Coder, config: ExtractionConfig, tell: Callable[[int], None]) -> None:
     """Make one shard; pictures that cannot be read get no tokens, and are named in the log and in the shard."""
     keys, read = job.open()
-    nothing = torch.zeros(0, dtype=torch.int64)
-    pictures = [Extracted(nothing, torch.zeros(0, tokenizer.config.merger.width), nothing)] * len(keys)
+    found: dict[int, Extracted] = {}
     skipped: dict[str, str] = {}
     for first in range(0, len(keys), config.batch):
         numbers = list(range(first, min(first + config.batch, len(keys))))
         inputs, good, bad = read(numbers)
         if inputs is not None:
-            for n, tokens in zip(good, tokens_of(tokenizer, inputs), strict=True):
-                pictures[n] = tokens
+            found |= zip(good, coder.open()(inputs), strict=True)
         for n, reason in bad.items():
             skipped[keys[n]] = reason
             log.warning("left out: %s", reason)
         tell(len(good))
-    write_shard(job.folder, pictures, {"keys": keys, "skipped": skipped, "made_by": made_by}, config.features)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    blank = Extracted(nothing, torch.zeros(0, next(iter(found.values())).features.shape[1] if found else 1), nothing)
+    about = {"keys": keys, "skipped": skipped, "made_by": coder.made_by}
+    features = config.features and job.part != "speech"  # which enters a language model as codes alone
+    write_shard(job.folder, [found.get(n, blank) for n in range(len(keys))], about, features)
 
 
 def tokens_of(tokenizer: Tokenizer, inputs: Tensor) -> list[Extracted]:
     """The tokens of a batch of inputs, on the CPU."""
     tokens = tokenizer.encode_features(tokenizer.patch_features(inputs.to(tokenizer.channel_weight.device)))
-    parts = (tokenizer.words(tokens), tokens.features.float(), tokens.position, tokens.keep)
+    return split_up(tokens._replace(codes=tokenizer.words(tokens)))
+
+
+def heard(tokenizer: SpeechTokenizer, sounds: list[Tensor]) -> list[Extracted]:
+    """The tokens of sounds, on the CPU."""
+    return split_up(tokenizer.encode(sounds))
+
+
+def split_up(tokens: Tokens) -> list[Extracted]:
+    """The tokens of each item of a batch."""
+    parts = (tokens.codes, tokens.features.float(), tokens.position, tokens.keep)
     rows = zip(*(part.cpu() for part in parts), strict=True)
     return [Extracted(words[keep], features[keep], places[keep]) for words, features, places, keep in rows]
 

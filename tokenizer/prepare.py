@@ -11,6 +11,7 @@ from lavit.data.llms import llm_folder
 from lavit.data.prepare import DataConfig, left_out_words, prepare
 from lavit.data.sources import fetch_source
 from lavit.data.texts import write_texts
+from lavit.data.whisper import whisper_folder
 from lavit.experiment import Experiment, run_stage
 from lavit.runs import FolderLock, Progress, end_with_parent, is_done, mark_done, stage_clock
 from lavit.tokenizers.encoders import check_encoder
@@ -40,6 +41,8 @@ def make_data(work: Workspace, folder: Path) -> None:
             llm_folder(experiment.pretrain.model.llm.asset)
         if experiment.pretrain.text.words:
             fetch("sentences")
+        if experiment.tokenizer.speech and experiment.tokenizer.speech.folder is None:
+            whisper_folder()
     with stage_clock(folder):
         indices = write_shards(experiment.data, folder)
         require_splits(indices, folder)
@@ -50,7 +53,7 @@ def make_data(work: Workspace, folder: Path) -> None:
 
 def fetch_assets(data: DataConfig, weights: str | None, folder: Path) -> None:
     """Fetch what the sources and the encoder are made of; what is in the cache is only looked at."""
-    sources = [*data.sources, *([data.vqa] if data.vqa else [])]
+    sources = [*data.sources, *(source for source in (data.vqa, data.speech) if source)]
     progress = Progress(folder, len(sources) + 1, "assets")
     for number, source in enumerate(sources):
         progress.update(number, source.chosen()[0])
@@ -61,11 +64,11 @@ def fetch_assets(data: DataConfig, weights: str | None, folder: Path) -> None:
 
 
 def write_shards(data: DataConfig, folder: Path) -> dict[str, dict]:
-    """Write ``captions`` and ``vqa`` below ``folder`` unless they are there; their indices by name."""
+    """Write ``captions``, ``vqa`` and ``speech`` below ``folder`` unless they are there; their indices by name."""
     bars: dict[str, Progress] = {}
 
     def show(done: int, total: int, part: str) -> None:
-        bars.setdefault(part, Progress(folder, total, "pictures")).update(done, part)
+        bars.setdefault(part, Progress(folder, total, "clips" if part == "speech" else "pictures")).update(done, part)
 
     return prepare(data, folder, show)
 
@@ -80,7 +83,7 @@ def require_splits(indices: dict[str, dict], folder: Path) -> None:
         if not all(index["counts"].values()):
             shutil.rmtree(folder / name)
             raise ValueError(
-                f"data: {name} has {index['counts']} pictures; each split needs some: add pictures of other things, "
+                f"data: {name} has {index['counts']} examples; each split needs some: add some of other things, "
                 "raise data.split, or give a source its split"
             )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import soxr
 import torch
 from torch import Tensor
 
+from lavit.data.shards import Shards
+
 RATE = 16000  # samples a second, of Whisper
 SHORTEST, LONGEST = 0.05, 30.0  # seconds
+SUFFIXES = (".flac", ".wav", ".ogg", ".mp3")  # what a folder of sounds is searched for
 
 
 class AudioError(ValueError):
@@ -54,6 +58,18 @@ def as_audio(value: Any, name: str = "audio", rate: int | None = None) -> Tensor
     if not SHORTEST <= seconds <= LONGEST:
         raise AudioError(f"sound '{name}' lasts {seconds:.2f} s; give one of {SHORTEST} to {LONGEST:.0f} s")
     return torch.from_numpy(soxr.resample(samples, rate, RATE) if rate != RATE else samples).contiguous()
+
+
+def read_sounds(shards: Shards, numbers: Iterable[int]) -> list[Tensor]:
+    """The sounds of shards with these numbers, (n,) float32 each; see :func:`as_audio`."""
+    return [as_audio(shards.file(n), shards.keys[n]) for n in numbers]
+
+
+def to_flac(samples: Tensor) -> bytes:
+    """A FLAC file of samples (n,) in [-1, 1] at 16,000 a second, which has 16 bits of each."""
+    stream = io.BytesIO()
+    soundfile.write(stream, samples.numpy(), RATE, format="FLAC", subtype="PCM_16")
+    return stream.getvalue()
 
 
 def _mono(value: Any, name: str) -> np.ndarray:

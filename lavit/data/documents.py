@@ -1,4 +1,4 @@
-"""Captions, questions and visual tokens as documents: lists of spans that the language model reads.
+"""Captions, questions, visual tokens and codes of speech as documents: lists of spans that the language model reads.
 
 ``[image, text]`` feeds continuous merged features and learns the text; ``[text, image]`` is ids throughout and learns
 both (LaVIT, arXiv 2309.04669, section 3.2). Prompts are documents that end where the model is to go on.
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lavit.tokens import Feed, Learn, Picture, Span
-from lavit.vocabulary import UNDERSTANDS, Vocabulary
+from lavit.vocabulary import SILENT, UNDERSTANDS, Stretch, Vocabulary
 
 log = logging.getLogger(__name__)
 Document = list[Span]
@@ -47,6 +47,18 @@ class DocumentMaker:
         """``[IMG] codes [/IMG]``: what guidance takes as the unconditional case (eq. 7)."""
         return [self._image_ids(codes)]
 
+    def audio_text(self, codes: Tensor, said: str) -> Document:
+        """``[AUD] codes [/AUD] said </s>``; what is said is learned."""
+        return self._fit([self._audio_ids(codes)._replace(learn=Learn.NONE), self._text(said, begin=False)])
+
+    def text_audio(self, said: str, codes: Tensor) -> Document:
+        """``<s> said [AUD] codes [/AUD]``; everything is learned."""
+        return self._fit([self._text(said, end=False), self._audio_ids(codes)])
+
+    def audio_only(self, codes: Tensor) -> Document:
+        """``[AUD] codes [/AUD]``, learned: the unconditional case of speech."""
+        return [self._audio_ids(codes)]
+
     def text_only(self, text: str) -> Document:
         """``<s> text </s>``."""
         return self._fit([self._text(text)])
@@ -78,6 +90,16 @@ class DocumentMaker:
         """``[IMG] features [/IMG] Question: … Answer: … </s>``; only the answer is learned."""
         asked = self._text(question_text(question), begin=False, end=False)._replace(learn=Learn.NONE)
         return self._fit([self._read_image(picture), asked, self._text(answer, begin=False)])
+
+    def heard(self, codes: Tensor) -> Document:
+        """``[AUD] codes [/AUD]``, after which what is said is to follow."""
+        return [self._audio_ids(codes)._replace(learn=Learn.NONE)]
+
+    def speech_prompt(self, said: str | None) -> Document:
+        """``<s> said [AUD]``, after which codes of speech are to follow; of None ``[AUD]`` alone."""
+        opened = [] if said is None else [self._text(said, end=False)]
+        opened.append(Span("audio", torch.tensor([self._speech.begin])))
+        return [span._replace(learn=Learn.NONE) for span in opened]
 
     def prompt(self, parts: list[str | Picture], then: str) -> Document:
         """Texts and pictures in any order, after which a "text" or an "image" is to follow; nothing of them is learned.
@@ -145,6 +167,17 @@ class DocumentMaker:
         v = self.vocabulary
         words = v.to_ids(codes) if v.words else torch.full_like(codes, v.image_begin)
         return Span("image", torch.cat([torch.tensor([v.image_begin]), words, torch.tensor([v.image_end])]))
+
+    @property
+    def _speech(self) -> Stretch:
+        if not self.vocabulary.sounds:
+            raise ValueError(SILENT)
+        return self.vocabulary.audio
+
+    def _audio_ids(self, codes: Tensor) -> Span:
+        speech = self._speech
+        marks = torch.tensor([speech.begin, speech.end])
+        return Span("audio", torch.cat([marks[:1], speech.to_ids(codes), marks[1:]]))
 
     def _read_image(self, picture: Picture) -> Span:
         """A picture that is to be understood; the beginning of a text in place of one that is not to be seen."""

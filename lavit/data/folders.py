@@ -1,4 +1,4 @@
-"""Sources that are the user's own files: a folder of images with captions, COCO captions, img2dataset tars."""
+"""Sources that are the user's own files: a folder of images or sounds with texts, COCO captions, img2dataset tars."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lavit.data.shards import Shards
 
 @dataclass
 class FolderSource:
-    """A folder of images, searched with its subfolders.
+    """A folder of images, or of sounds with what is said in them, searched with its subfolders.
 
     Args:
         path: the folder.
@@ -75,8 +75,8 @@ class Img2datasetSource:
     split: str | None = None
 
 
-def read_folder(source: FolderSource) -> Reading:
-    """The images of a folder that have a caption.
+def read_folder(source: FolderSource, what: str = "images", suffixes: tuple[str, ...] = SUFFIXES) -> Reading:
+    """The images (or ``what`` ends with one of the ``suffixes``) of a folder that have a caption.
 
     Raises:
         SourceError: no such folder, no images in it, captions for none of them, or a captions file that is not CSV or
@@ -85,9 +85,9 @@ def read_folder(source: FolderSource) -> Reading:
     folder = Path(source.path)
     if not folder.is_dir():
         raise SourceError(f"folder source: no folder {folder}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
     if not paths:
-        raise SourceError(f"folder source: {folder} holds no images ({', '.join(SUFFIXES)})")
+        raise SourceError(f"folder source: {folder} holds no {what} ({', '.join(suffixes)})")
     images = {path.relative_to(folder).as_posix(): path for path in paths}
     pages: dict[str, str] = {}
     if source.captions is None:
@@ -104,9 +104,9 @@ def read_folder(source: FolderSource) -> Reading:
         if text:
             examples.append(Example(safe_key(f"{source.name}-{file}"), images[file].read_bytes, text, about))
     if not examples:
-        where = source.captions or f"the .txt files beside the images of {folder}"
-        raise SourceError(f"folder source: {where} has a caption for none of the {len(images)} images of {folder}")
-    return Reading(examples, skips, {source.name: _licence(source.licence, "images with captions")})
+        where = source.captions or f"the .txt files beside the {what} of {folder}"
+        raise SourceError(f"folder source: {where} has a caption for none of the {len(images)} {what} of {folder}")
+    return Reading(examples, skips, {source.name: _licence(source.licence, f"{what} with captions")})
 
 
 def _sidecars(folder: Path, images: dict[str, Path]) -> tuple[dict[str, str], list[Skip]]:

@@ -23,11 +23,12 @@ Described = tuple[Any, Callable[[int], tuple[str, dict]]]
 class MixtureConfig:
     """Shares of the kinds of documents in a pretraining batch; they are normalised.
 
-    ``unconditional`` is the chance that a ``[text, image]`` document loses its text, for guidance (eq. 7).
+    ``unconditional`` is the chance that an image or speech after a text loses this, for guidance (eq. 7).
     ``drop_tokens`` is the chance that a fed visual token is left out, ``drop_text`` that a token of the text before an
     image is: both keep small sets from being memorised. ``reword`` is the chance that the text before an image is its
     caption's label alone or a few of its tags: what users write. ``learn_read`` also predicts the ids of images that
     are read as features, which eq. 6 asks for word by word. An interleaved document has up to ``pictures`` of a group.
+    ``audio_text`` is speech before what is said, ``text_audio`` the reverse.
     """
 
     image_text: float = 0.5
@@ -35,6 +36,8 @@ class MixtureConfig:
     text_only: float = 0.0
     question_answer: float = 0.0
     interleaved: float = 0.0
+    audio_text: float = 0.0
+    text_audio: float = 0.0
     pictures: int = 3
     learn_read: bool = False
     unconditional: float = 0.1
@@ -43,7 +46,16 @@ class MixtureConfig:
     reword: float = 0.0
 
 
-KINDS = ("image_text", "text_image", "text_only", "question_answer", "interleaved")
+KINDS = ("image_text", "text_image", "text_only", "question_answer", "interleaved", "audio_text", "text_audio")
+
+
+class Numbers(NamedTuple):
+    """Which captioned picture, picture with questions, text and clip of speech a document may be of."""
+
+    caption: int
+    question: int
+    text: int
+    clip: int
 
 
 class Drawn(NamedTuple):
@@ -63,10 +75,11 @@ class Mixture:
         questions: the same of the pictures with questions, or None.
         config: the shares.
         texts: documents of text alone; without them the captions are that.
+        speech: the same as ``captions`` of clips, with what is said, or None.
 
     Raises:
-        ValueError: a share for question–answer documents where there are no questions, no share at all, or a chance
-            outside of [0, 1].
+        ValueError: a share for question–answer documents where there are no questions, or for speech where there is
+            none, no share at all, or a chance outside of [0, 1].
     """
 
     def __init__(
@@ -76,12 +89,17 @@ class Mixture:
         questions: Described | None,
         config: MixtureConfig,
         texts: TextSet | None = None,
+        speech: Described | None = None,
     ):
-        self.maker, self.config, self.texts = maker, config, texts
+        self.maker, self.config, self.texts, self.spoken = maker, config, texts, speech
         (self.captioned, self.caption), self.asked = captions, questions
         shares = torch.tensor([getattr(config, kind) for kind in KINDS])
         if questions is None and config.question_answer:
             raise ValueError("pretrain.mixture.question_answer is above 0 but data.vqa is not set; set it to 0")
+        if speech is None and config.audio_text + config.text_audio:
+            raise ValueError(
+                "pretrain.mixture: audio_text or text_audio is above 0 but data.speech is not set; set both to 0"
+            )
         if not (shares >= 0).all() or shares.sum() <= 0:
             raise ValueError("pretrain.mixture: shares must not be negative and one must be above 0")
         for name in ("unconditional", "drop_tokens", "drop_text", "reword"):
@@ -105,14 +123,14 @@ class Mixture:
 
     def step(self, step: int, size: int, seed: int) -> list[Drawn]:
         """The ``size`` documents of a step, whatever ranks there are; each draws from a generator of its own."""
-        place = Place(step, 0, 0, 1, size)
-        captions = items_at(place, 1, len(self.captioned), seed).tolist()
-        questions = items_at(place, 1, len(self.asked[0]), seed + 1).tolist() if self.asked else captions
-        texts = items_at(place, 1, len(self.texts), seed + 2).tolist() if self.texts else captions
-        return [
-            self.draw(*numbers, generator_for(seed, step, i))
-            for i, numbers in enumerate(zip(captions, questions, texts, strict=True))
-        ]
+        numbers = self._numbers(Place(step, 0, 0, 1, size), [seed, seed + 1, seed + 2, seed + 3])
+        return [self.draw(its, generator_for(seed, step, i)) for i, its in enumerate(numbers)]
+
+    def _numbers(self, place: Place, seeds: list[int]) -> list[Numbers]:
+        """Of every document of a step; where there is nothing of a kind they count for nothing."""
+        sets = (self.captioned, self.asked and self.asked[0], self.texts, self.spoken and self.spoken[0])
+        rows = [items_at(place, 1, len(its or sets[0]), seed).tolist() for its, seed in zip(sets, seeds, strict=True)]
+        return [Numbers(*row) for row in zip(*rows, strict=True)]
 
     def counts(self, drawn: list[Drawn]) -> dict[str, float]:
         """Tokens by kind, those cut off, and how often the pictures, once for each image in a document, were seen."""
@@ -126,6 +144,9 @@ class Mixture:
             epochs["epochs_text"] = sum(one.kind == "text_only" for one in drawn) / len(self.texts)
         if self.asked:
             epochs["epochs_questions"] = images[True] / len(self.asked[0])
+        if self.spoken:
+            heard = sum(span.modality == "audio" for one in drawn for span in one.document)
+            epochs["epochs_speech"] = heard / len(self.spoken[0])
         return {**tokens, **epochs}
 
     def every_kind(self, size: int, seed: int) -> dict[str, list[Document]]:
@@ -136,21 +157,18 @@ class Mixture:
         whole = copy.copy(self)
         whole.config = replace(self.config, unconditional=0.0, drop_tokens=0.0, drop_text=0.0, reword=0.0)
         place = Place(0, 0, 0, 1, size)
-        captions = items_at(place, 1, len(self.captioned), seed).tolist()
-        questions = items_at(place, 1, len(self.asked[0]), seed).tolist() if self.asked else captions
         generator = generator_for(seed, size)
         chances = torch.rand(size, 2, generator=generator).tolist()
-        texts = items_at(place, 1, len(self.texts), seed).tolist() if self.texts else captions
-        places = list(zip(captions, questions, texts, chances, strict=True))
+        places = list(zip(self._numbers(place, [seed] * 4), chances, strict=True))
         kinds = [kind for kind in KINDS if kind in self.kinds or (kind == "text_only" and self.texts)]
         return {kind: [whole._document(kind, *numbers, generator) for numbers in places] for kind in kinds}
 
-    def draw(self, caption: int, question: int, text: int, generator: torch.Generator) -> Drawn:
-        """A document of the picture with this number among the captioned ones or those with questions, or of a text."""
+    def draw(self, numbers: Numbers, generator: torch.Generator) -> Drawn:
+        """A document of one of the things with these numbers, of a kind that is drawn by lot."""
         kind = KINDS[int(torch.multinomial(self.shares, 1, replacement=True, generator=generator))]
         chance = torch.rand(2, generator=generator).tolist()
         before = self.maker.cut
-        document = self._document(kind, caption, question, text, chance, generator)
+        document = self._document(kind, numbers, chance, generator)
         return Drawn(kind, document, self.maker.cut - before)
 
     def _seen(self, codes, number: int, generator: torch.Generator) -> Picture:
@@ -164,9 +182,15 @@ class Mixture:
             return Picture(picture.codes[stay], lambda: read_vectors(picture.features)[stay])
         return picture._replace(codes=picture.codes[stay], keep=picture.keep.masked_scatter(picture.keep, stay))
 
-    def _document(
-        self, kind: str, caption: int, question: int, text: int, chance: list[float], generator: torch.Generator
-    ) -> Document:
+    def _document(self, kind: str, numbers: Numbers, chance: list[float], generator: torch.Generator) -> Document:
+        caption, question, text, clip = numbers
+        if kind in ("audio_text", "text_audio"):
+            codes, describe = self.spoken
+            said, heard = describe(clip)[0], codes.codes(clip)
+            if kind == "audio_text":
+                return self.maker.audio_text(heard, said)
+            alone = chance[0] < self.config.unconditional
+            return self.maker.audio_only(heard) if alone else self.maker.text_audio(said, heard)
         if kind == "question_answer":
             codes, describe = self.asked
             asked = describe(question)[1]["questions"]

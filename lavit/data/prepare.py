@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lavit.config import changed_keys
+from lavit.data.audio import AudioError, as_audio, to_flac
 from lavit.data.examples import Example, Reading, Skip, SourceError
 from lavit.data.images import ImageError, moved, open_image, shrink, to_webp
 from lavit.data.shards import INDEX, ShardError, Shards, read_index
@@ -36,6 +37,7 @@ class DataConfig:
     Args:
         sources: captioned pictures.
         vqa: pictures with questions, if questions are to be answered.
+        speech: sounds with what is said in them.
         text: documents without pictures, which keep a language model's language.
         split: shares of concepts kept for validation and test; a source's official split wins over them.
         copies: of each captioned training picture, turned, moved and scaled a little, beside it: small sets are
@@ -48,6 +50,7 @@ class DataConfig:
 
     sources: list[Source] = field(default_factory=list)
     vqa: Source | None = None
+    speech: Source | None = None
     text: TextConfig | None = None
     split: SplitConfig = field(default_factory=SplitConfig)
     copies: int = 0
@@ -60,12 +63,14 @@ class DataConfig:
 def prepare(
     config: DataConfig, folder: str | Path, progress: Callable[[int, int, str], None] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Write ``folder/captions`` and, if the config has questions, ``folder/vqa``; what is done already is kept.
+    """Write ``folder/captions`` and, if the config has them, ``folder/vqa`` and ``folder/speech``.
+
+    What is done already is kept.
 
     Args:
         config: the sources and how to store them.
         folder: where the shards go; created.
-        progress: called with (pictures done, pictures in all, ``captions`` or ``vqa``).
+        progress: called with (done, in all, ``captions``, ``vqa`` or ``speech``).
 
     Returns:
         The indices by name, see :func:`lavit.data.shards.read_index`.
@@ -75,7 +80,8 @@ def prepare(
             little disk, or a folder made from another config.
     """
     _check(config)
-    parts = {"captions": config.sources, "vqa": [config.vqa] if config.vqa else []}
+    parts = {"captions": config.sources}
+    parts |= {name: [source] if (source := getattr(config, name)) else [] for name in ("vqa", "speech")}
     progress = progress or (lambda done, total, part: None)
     known: dict[str, _Seen] = {}
     indices = {}
@@ -106,11 +112,12 @@ def _prepare_part(
     progress: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
     """Write one part unless it is there; ``known`` has the pictures of the parts before it and gets this one's."""
+    _check_kind(name, sources)
     recipe = _recipe(name, sources, config)
     if folder.exists():
         return _finished(folder, recipe, known)
-    readings = [read_source(source, config.max_images, config.split.seed) for source in sources]
-    _check_kind(name, sources, readings)
+    most = None if name == "speech" else config.max_images
+    readings = [read_source(source, most, config.split.seed) for source in sources]
     count = sum(len(reading.examples) for reading in readings)
     require_free(folder, count * (1 + config.copies) * (3 * config.image_size**2 + 4096))
     skips = [skip for reading in readings for skip in reading.skips]
@@ -118,18 +125,18 @@ def _prepare_part(
     licences = {key: value for reading in readings for key, value in reading.licences.items()}
     with (
         SplitWriter(folder, config.samples_per_shard) as writer,
-        tqdm(total=count, desc=name, unit="image", disable=None) as bar,
+        tqdm(total=count, desc=name, disable=None) as bar,
     ):
         for source, reading in zip(sources, readings, strict=True):
             left_out = []
-            for example, opened in _opened(reading.examples, config):
+            for example, opened in _opened(reading.examples, config, name == "speech"):
                 left_out += _write(example, opened, config, writer, tally)
                 bar.update()
                 progress(tally.seen, count, name)
             _check_some(source, reading, left_out)
             skips += left_out
         if not tally.counts["train"]:
-            raise SourceError(f"{name}: none of the {count} pictures is in the train split; lower the other shares")
+            raise SourceError(f"{name}: none of the {count} examples is in the train split; lower the other shares")
         index = writer.finish({"config": recipe, **tally.summary(), "skipped": skips, "licences": licences})
     if skips:
         log.info("%s", left_out_words({name: index}, folder.parent))
@@ -144,7 +151,7 @@ def left_out_words(indices: dict[str, dict[str, Any]], folder: Path) -> str:
 
 def _recipe(name: str, sources: list[Source], config: DataConfig) -> dict[str, Any]:
     """What decides a folder's content; the other folder's sources do not."""
-    other = ["sources", "vqa", "text"] + (["copies"] if name == "vqa" or not config.copies else [])
+    other = ["sources", "vqa", "speech", "text"] + (["copies"] if name != "captions" or not config.copies else [])
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in other}
     chosen = [source.chosen() for source in sources]
     return {**settings, "sources": {str(i): {name: dataclasses.asdict(c)} for i, (name, c) in enumerate(chosen)}}
@@ -165,18 +172,20 @@ def _finished(folder: Path, recipe: dict[str, Any], known: dict[str, _Seen]) -> 
     return index
 
 
-def _check_kind(name: str, sources: list[Source], readings: list[Reading]) -> None:
-    wrong, right = ("vqa", "sources") if name == "vqa" else ("sources", "vqa")
-    for source, reading in zip(sources, readings, strict=True):
-        if any(("questions" in example.meta) != (name == "vqa") for example in reading.examples):
-            kind = "captions" if name == "vqa" else "questions"
-            raise SourceError(f"data.{wrong}: source '{source.chosen()[0]}' has {kind}; it belongs in data.{right}")
+def _check_kind(name: str, sources: list[Source]) -> None:
+    key = "sources" if name == "captions" else name
+    has = {"sources": "captions", "vqa": "questions", "speech": "speech"}
+    for source in sources:
+        if source.kind != key:
+            raise SourceError(
+                f"data.{key}: source '{source.chosen()[0]}' has {has[source.kind]}; it belongs in data.{source.kind}"
+            )
 
 
 def _check_some(source: Source, reading: Reading, left_out: list[Skip]) -> None:
     if left_out and len(left_out) == len(reading.examples):
         raise SourceError(
-            f"source '{source.chosen()[0]}': all {len(left_out)} pictures were left out; the first: "
+            f"source '{source.chosen()[0]}': all {len(left_out)} examples were left out; the first: "
             f"{left_out[0].name}: {left_out[0].reason}"
         )
 
@@ -209,20 +218,21 @@ class _Tally:
 
 
 class _Opened(NamedTuple):
-    """A picture as it is stored, a hash of its pixels, and the copies to be stored beside it."""
+    """A picture or a sound as it is stored, a hash of what it holds, and the copies to be stored beside it."""
 
     pixels: str
-    webp: bytes
+    file: bytes
     copies: list[bytes]
+    suffix: str = "webp"
 
 
-def _opened(examples: list[Example], config: DataConfig) -> Iterator[tuple[Example, _Opened | Skip]]:
-    """Every example in its order with its picture, or why that cannot be read; each core opens one at a time."""
+def _opened(examples: list[Example], config: DataConfig, heard: bool) -> Iterator[tuple[Example, _Opened | Skip]]:
+    """Every example in its order with its file, or why that cannot be read; each core opens one at a time."""
     cores = usable_cores()
     with ThreadPoolExecutor(cores) as pool:  # Pillow's work is done outside of Python's lock
         waiting: deque[tuple[Example, Future]] = deque()
         for example in examples:
-            waiting.append((example, pool.submit(_open, example, config)))
+            waiting.append((example, pool.submit(_open_sound if heard else _open, example, config)))
             if len(waiting) > AHEAD * cores:
                 first, opened = waiting.popleft()
                 yield first, opened.result()
@@ -248,6 +258,16 @@ def _open(example: Example, config: DataConfig) -> _Opened | Skip:
     return _Opened(pixels, to_webp(image, config.quality), [to_webp(copy, config.quality) for copy in copies])
 
 
+def _open_sound(example: Example, config: DataConfig) -> _Opened | Skip:
+    name = _name(example)
+    try:
+        samples = as_audio(example.read(), name)
+    except (AudioError, OSError) as error:
+        return Skip(name, str(error))
+    digest = hashlib.sha256(samples.numpy().tobytes()).hexdigest()
+    return _Opened(digest, to_flac(samples.clamp(-1, 1)), [], "flac")
+
+
 def _copy(image: Image.Image, name: str) -> Image.Image:
     return moved(image, tuple(unit_hash(f"{what}\0{name}") for what in ("angle", "size", "right", "down")))
 
@@ -264,7 +284,7 @@ def _write(
     name = _name(example)
     if isinstance(opened, Skip):
         return [opened]
-    pixels, webp, copies = opened
+    pixels, file, copies, suffix = opened
     split, style = _split_of(example, config.split), example.meta["style"]
     first = tally.pictures.get(pixels)
     if first and first.split != split:
@@ -274,7 +294,7 @@ def _write(
             return [Skip(name, f"the same picture as {first.key}")]
         tally.pictures.setdefault(pixels, _Seen(example.key, split, set())).styles.add(style)
     meta = {**example.meta, "split": split, "pixels": pixels}
-    writer.write(split, example.key, webp, example.caption, meta)
+    writer.write(split, example.key, file, example.caption, meta, suffix)
     for number, copy in enumerate(copies, 1):
         writer.write(split, f"{example.key}-copy{number}", copy, example.caption, {**meta, "copy": number})
     tally.counts[split] += 1 + len(copies)

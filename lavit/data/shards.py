@@ -1,4 +1,4 @@
-"""webdataset shards: ``key.webp``, ``key.txt`` and ``key.json`` of each sample in a tar; read by index."""
+"""webdataset shards: ``key.webp`` (``key.flac`` of a sound), ``key.txt`` and ``key.json`` in a tar; read by index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-IMAGE_SUFFIXES = ("webp", "jpg", "jpeg", "png")
+SUFFIXES = ("webp", "jpg", "jpeg", "png", "flac")
 INDEX = "index.json"
 SCAN = ".places.npz"
 OPEN = 64  # tars that are open at the same time: there may be more than a process may have files
@@ -33,13 +33,13 @@ class Sample(NamedTuple):
 
     Args:
         key: its name.
-        image: the picture file's bytes (WebP where this project wrote it).
+        file: the bytes of the picture's or the sound's file (WebP or FLAC where this project wrote it).
         caption: the text, empty if the sample has none.
         meta: its json, empty if it has none.
     """
 
     key: str
-    image: bytes
+    file: bytes
     caption: str
     meta: dict[str, Any]
 
@@ -49,7 +49,7 @@ class Scan(NamedTuple):
 
     Attributes:
         keys: the samples' names.
-        offset: (n, 3) int64 where image, caption and json begin.
+        offset: (n, 3) int64 where file, caption and json begin.
         size: (n, 3) int64 bytes of each, -1 for what a sample does not have.
     """
 
@@ -58,7 +58,7 @@ class Scan(NamedTuple):
     size: np.ndarray
 
 
-IMAGE, CAPTION, META = range(3)
+FILE, CAPTION, META = range(3)
 
 
 class Shards:
@@ -99,17 +99,17 @@ class Shards:
 
     def __getitem__(self, index: int) -> Sample:
         caption, meta = self.describe(index)
-        return Sample(self.keys[index], self.image(index), caption, meta)
+        return Sample(self.keys[index], self.file(index), caption, meta)
 
-    def image(self, index: int) -> bytes:
-        """The picture file's bytes of a sample.
+    def file(self, index: int) -> bytes:
+        """The bytes of a sample's picture or sound.
 
         Raises:
-            ShardError: the sample has no image.
+            ShardError: the sample has none.
         """
-        data = self._read(index, IMAGE)
+        data = self._read(index, FILE)
         if data is None:
-            raise ShardError(f"sample '{self.keys[index]}' has no image ({', '.join(IMAGE_SUFFIXES)})")
+            raise ShardError(f"sample '{self.keys[index]}' has no image ({', '.join(SUFFIXES)})")
         return data
 
     def describe(self, index: int) -> tuple[str, dict[str, Any]]:
@@ -122,8 +122,8 @@ class Shards:
         return [(path, range(self._first[i], self._first[i + 1])) for i, path in enumerate(self.paths)]
 
     def reader(self, index: int) -> Callable[[], bytes]:
-        """A call that gives the picture file's bytes of a sample."""
-        return functools.partial(self.image, index)
+        """A call that gives the bytes of a sample's file."""
+        return functools.partial(self.file, index)
 
     def _read(self, index: int, part: int) -> bytes | None:
         index = range(len(self))[index]  # also from the end; out of it is an IndexError
@@ -241,7 +241,7 @@ def scan(path: Path) -> Scan:
         stream.seek(end)
         if stream.read(512) != bytes(512):
             raise ShardError(f"shard {path} is cut or broken at byte {end}; write it again")
-    names = (IMAGE_SUFFIXES, ("txt",), ("json",))
+    names = (SUFFIXES, ("txt",), ("json",))
     places = [
         [next((parts[s] for s in suffixes if s in parts), (0, -1)) for suffixes in names] for parts in samples.values()
     ]

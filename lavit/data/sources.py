@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lavit.config import OneOf
 from lavit.data.assets import AssetUnavailable, fetch
+from lavit.data.audio import SUFFIXES as SOUNDS
 from lavit.data.clipart import ClipartSource, read_clipart
 from lavit.data.emoji import EmojiSource, emoji_assets, read_emoji
 from lavit.data.examples import Example, Reading, Skip, SourceError
@@ -20,6 +22,7 @@ from lavit.data.folders import (
     read_folder,
     read_img2dataset,
 )
+from lavit.data.speech import SpeechSource, read_speech
 from lavit.data.split import unit_hash
 from lavit.data.stamps import StampSource, read_stamps
 from lavit.data.vqa import EasyVqaSource, VqaV2Source, read_easy_vqa, read_vqav2
@@ -29,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Source(OneOf):
-    """Where examples come from: captioned pictures (the first six) or pictures with questions (the last two)."""
+    """Where examples come from: captioned pictures (the first six), pictures with questions (two), or speech (two)."""
 
     emoji: EmojiSource | None = None
     stamps: StampSource | None = None
@@ -39,6 +42,14 @@ class Source(OneOf):
     img2dataset: Img2datasetSource | None = None
     easy_vqa: EasyVqaSource | None = None
     vqav2: VqaV2Source | None = None
+    spoken_stamps: SpeechSource | None = None
+    spoken_folder: FolderSource | None = None
+
+    @property
+    def kind(self) -> str:
+        """The key of ``data`` that a source of this kind belongs to: "sources", "vqa" or "speech"."""
+        name, _ = self.chosen()
+        return "speech" if name.startswith("spoken_") else "vqa" if name in ("easy_vqa", "vqav2") else "sources"
 
 
 _READERS = {
@@ -50,13 +61,15 @@ _READERS = {
     "img2dataset": read_img2dataset,
     "easy_vqa": read_easy_vqa,
     "vqav2": read_vqav2,
+    "spoken_stamps": read_speech,
+    "spoken_folder": partial(read_folder, what="sounds", suffixes=SOUNDS),
 }
 
 
 def source_assets(source: Source) -> list[str]:
     """Names of the assets that a source is made of; none for the user's own files."""
     name, chosen = source.chosen()
-    packaged = {"stamps": ["stamps"], "clipart": ["clipart"], "easy_vqa": ["easy-vqa"]}
+    packaged = {"stamps": ["stamps"], "clipart": ["clipart"], "easy_vqa": ["easy-vqa"], "spoken_stamps": ["stamps"]}
     return emoji_assets(chosen) if name == "emoji" else packaged.get(name, [])
 
 

@@ -34,14 +34,16 @@ class SplitWriter:
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
 
-    def write(self, split: str, key: str, image: bytes, caption: str, meta: dict[str, Any]) -> None:
-        """Add one sample; ``image`` is a WebP file. A key that was there before gets a number."""
+    def write(
+        self, split: str, key: str, file: bytes, caption: str, meta: dict[str, Any], suffix: str = "webp"
+    ) -> None:
+        """Add one sample, whose ``file`` is a picture or a sound. A key that was there before gets a number."""
         unique, copy = key, 2
         while unique in self.keys:
             unique, copy = f"{key}-{copy}", copy + 1
         self.keys.add(unique)
         described = json.dumps(meta, sort_keys=True, ensure_ascii=False)
-        sample = {"__key__": unique, "webp": image, "json": described.encode()}
+        sample = {"__key__": unique, suffix: file, "json": described.encode()}
         if caption:
             sample["txt"] = caption.encode()
         self._writer(split).write(sample)

@@ -1,6 +1,6 @@
-"""Visual words: text ids are suppressed, and guidance follows LaVIT's eq. 7 (arXiv 2309.04669).
+"""Visual words or codes of speech: all other ids are suppressed, and guidance is LaVIT's eq. 7 (arXiv 2309.04669).
 
-``l_u + a (l_c − l_u)``, the unconditional prompt being ``[IMG]`` alone. Both are read in one batch.
+``l_u + a (l_c − l_u)``, the unconditional prompt being ``[IMG]`` or ``[AUD]`` alone. Both are read in one batch.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def draw_codes(
     plan: ImagePlan,
     seeds: list[int],
     places: Places | None = None,
+    modality: str = "image",
 ) -> list[Tensor]:
-    """Visual words (n,) int64 for every prompt, which must end with ``[IMG]``.
+    """Visual words (n,) int64, or codes of the ``modality`` "audio", for every prompt, which must end with its begin.
 
     A prompt and its seed decide what is drawn, whatever other prompts stand beside them. Where words say ``places``,
     only sequences that the tokenizer could have written are drawn, and they end where the grid ends instead of after
@@ -32,28 +33,33 @@ def draw_codes(
 
     Raises:
         ValueError: a plan that cannot be, another number of seeds than of prompts, a prompt that does not end with
-            ``[IMG]`` or one that is too long.
+            ``[IMG]`` (``[AUD]``) or one that is too long.
     """
     check_plan(plan)
     check_seeds(plan, len(prompts), seeds)
     check_prompts(model, prompts, plan.max_tokens)
-    check_opened(model, [*prompts, unconditional])
+    check_opened(model, [*prompts, unconditional], modality)
     if not prompts:
         return []
-    rows = draw(model, prompts, unconditional, Drawing(model, plan, seeds, places))
-    return [model.vocabulary.to_codes(torch.tensor(row, dtype=torch.int64, device="cpu")) for row in rows]
+    drawing = Drawing(model, plan, seeds, places, modality)
+    rows = draw(model, prompts, unconditional, drawing)
+    return [drawing.stretch.to_codes(torch.tensor(row, dtype=torch.int64, device="cpu")) for row in rows]
 
 
 class Drawing:
-    """Rows of visual words, which end with [/IMG] or with the plan's most tokens."""
+    """Rows of visual words or codes of speech, which end with [/IMG] ([/AUD]) or with the plan's most tokens."""
 
-    def __init__(self, model: UnifiedLM, plan: ImagePlan, seeds: list[int], places: Places | None):
-        self.head, self.end, self.plan, self.places = model.head, model.vocabulary.image_end, plan, places
+    def __init__(
+        self, model: UnifiedLM, plan: ImagePlan, seeds: list[int], places: Places | None, modality: str = "image"
+    ):
+        self.logits = {"image": model.head.image_logits, "audio": model.head.audio_logits}[modality]
+        self.stretch = getattr(model.vocabulary, modality)
+        self.end, self.plan, self.places = self.stretch.end, plan, places
         self.lots = lots(seeds, plan.max_tokens)
         self.position = torch.full((len(seeds),), -1, device="cpu")
 
     def choose(self, hidden: Tensor, rows: list[int], step: int) -> Tensor:
-        logits = self.head.image_logits(hidden).float()
+        logits = self.logits(hidden).float()
         if self.plan.guidance != 1:
             conditional, free = logits.chunk(2)
             logits = free + self.plan.guidance * (conditional - free)
@@ -74,7 +80,7 @@ class Drawing:
 
 
 def draw(model: UnifiedLM, prompts: list[Document], unconditional: Document, drawing: Drawing) -> list[list[int]]:
-    """The ids of every row, without [/IMG]."""
+    """The ids of every row, without the end."""
     count, plan = len(prompts), drawing.plan
     if plan.guidance == 1:
         cache = Cache(model, prompts, plan.max_tokens)
@@ -84,12 +90,13 @@ def draw(model: UnifiedLM, prompts: list[Document], unconditional: Document, dra
     return [row[:-1] if row[-1] == drawing.end else row for row in go_on(cache, count, drawing)]
 
 
-def check_opened(model: UnifiedLM, prompts: list[Document]) -> None:
-    """Raise ValueError unless each of the prompts ends with [IMG]."""
-    if not all(is_opened(model, prompt) for prompt in prompts):
-        raise ValueError(f"a prompt of an image must end with [IMG], id {model.vocabulary.image_begin}")
+def check_opened(model: UnifiedLM, prompts: list[Document], modality: str = "image") -> None:
+    """Raise ValueError unless each of the prompts ends with [IMG], or with [AUD]."""
+    if not all(is_opened(model, prompt, modality) for prompt in prompts):
+        name, begin = {"image": "[IMG]", "audio": "[AUD]"}[modality], getattr(model.vocabulary, modality).begin
+        raise ValueError(f"a prompt of {modality} must end with {name}, id {begin}")
 
 
-def is_opened(model: UnifiedLM, prompt: Document) -> bool:
-    """Whether a prompt ends with [IMG]."""
-    return int(torch.cat([span.ids for span in prompt])[-1]) == model.vocabulary.image_begin
+def is_opened(model: UnifiedLM, prompt: Document, modality: str = "image") -> bool:
+    """Whether a prompt ends with [IMG], or with [AUD]."""
+    return int(torch.cat([span.ids for span in prompt])[-1]) == getattr(model.vocabulary, modality).begin

@@ -23,11 +23,13 @@ from lavit.vocabulary import Vocabulary
 class FactoredConfig:
     """Rows of codes as a small vector each, ``width`` wide, and one projection of all of them (TEAL).
 
-    The vectors begin as those of the tokenizer's codebook, or with ``codebook: false`` at random.
+    The vectors begin as those of the tokenizer's codebook, or with ``codebook: false`` at random. Codes of speech have
+    such rows of their own, ``speech`` wide: the width of the features that they are centres of.
     """
 
     width: int = 32
     codebook: bool = True
+    speech: int = 512
 
 
 class FactoredRows(nn.Module):
@@ -64,17 +66,29 @@ class FactoredRows(nn.Module):
         self.codes.copy_(codebook)
 
 
+class JointRows(nn.Module):
+    """The factored rows (vocabulary.rows, D) of all that is not text: ``image``, and ``audio`` if there is any."""
+
+    def __init__(self, vocabulary: Vocabulary, config: FactoredConfig, width: int, scale: Tensor):
+        super().__init__()
+        self.image = FactoredRows(vocabulary.codes, width, config.width, scale)
+        self.audio = FactoredRows(vocabulary.sounds, width, config.speech, scale) if vocabulary.sounds else None
+
+    def forward(self) -> Tensor:
+        return self.image() if self.audio is None else torch.cat([self.image(), self.audio()])
+
+
 class SplitEmbedding(nn.Module):
     """Ids (...) int64 in [0, vocabulary.size) to vectors (..., D), or distributions over text (N, V) to means (N, D).
 
-    ``new`` holds a row of ``[IMG]``, one of ``[/IMG]`` and one a code; ``gap`` holds one a gap.
+    ``new`` holds a row of ``[IMG]``, one of ``[/IMG]`` and one a code, and as many of speech; ``gap`` one a gap.
     """
 
     def __init__(self, text: nn.Embedding, vocabulary: Vocabulary, factored: FactoredConfig | None = None):
         super().__init__()
         self.text, self.vocabulary = text, vocabulary
         if factored is None:
-            self.new = new_rows(vocabulary.codes + 2, text.embedding_dim)
+            self.new = new_rows(vocabulary.rows, text.embedding_dim)
         else:
             self.new = factored_rows(vocabulary, text.weight, factored)
         self.gap = new_rows(vocabulary.gaps, text.embedding_dim) if vocabulary.gaps > 1 else None
@@ -84,7 +98,7 @@ class SplitEmbedding(nn.Module):
             return ids @ self.text.weight[: ids.shape[1]].to(ids.dtype)
         v = self.vocabulary
         rows, word = ids - v.text_size, ids - v.first_code
-        if isinstance(self.new, FactoredRows):
+        if isinstance(self.new, JointRows):
             new = F.embedding(rows.clamp(min=0), self.new())
         elif self.gap is None:
             new = self.new(rows.clamp(min=0))
@@ -119,7 +133,7 @@ class Visual(NamedTuple):
 
 
 class SplitHead(nn.Module):
-    """Hidden states to logits over the text rows, then ``[IMG]``, ``[/IMG]`` and the visual words; or to their loss.
+    """Hidden states to logits over text, ``[IMG]``, ``[/IMG]``, visual words, and the same of speech; or to their loss.
 
     What is seen depends on where: the codes' rows are multiplied by another state for every gap, the hidden one plus a
     linear map of it that starts at zero. Were the logit of a pair only the sum of its code's and its gap's, the two
@@ -143,10 +157,10 @@ class SplitHead(nn.Module):
         if text.bias is not None:
             raise ValueError("the language model's head has a bias, which LLaMA's has not")
         width, gaps = text.in_features, vocabulary.gaps
-        self.size, self.z_loss = vocabulary.size, z_loss
+        self.vocabulary, self.z_loss = vocabulary, z_loss
         self.text = text.weight
         if factored is None:
-            self.new = new_head(width, vocabulary.codes + 2)
+            self.new = new_head(width, vocabulary.rows)
         else:
             self.new = factored_rows(vocabulary, self.text, factored)
         if gaps > 1:
@@ -179,7 +193,8 @@ class SplitHead(nn.Module):
             return split_logits(hidden, *rows)
         learned = labels != IGNORE
         weight = (torch.ones_like(labels, dtype=torch.float32) if weights is None else weights)[learned]
-        loss, found = chunked_nll(split_logits, hidden[learned], labels[learned], weight, rows, self.size, self.z_loss)
+        size = self.vocabulary.size
+        loss, found = chunked_nll(split_logits, hidden[learned], labels[learned], weight, rows, size, self.z_loss)
         nll = found.new_zeros(labels.shape).masked_scatter(learned, found)
         return HeadLoss(loss, nll)
 
@@ -204,17 +219,23 @@ class SplitHead(nn.Module):
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) states to (..., 1 + words) logits of the ids that may follow in an image: ``[/IMG]`` and words."""
-        return new_logits(hidden, 1, self._new(), *self._gaps())
+        v = self.vocabulary
+        return new_logits(hidden, 1, self._new()[: v.codes + 2], *self._gaps())
+
+    def audio_logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) states to (..., 1 + sounds) logits of the ids that may follow in speech: ``[/AUD]`` and codes."""
+        v = self.vocabulary
+        return F.linear(hidden, self._new()[v.audio.end - v.text_size :])
 
     def _new(self) -> Tensor:
-        return self.new() if isinstance(self.new, FactoredRows) else self.new
+        return self.new() if isinstance(self.new, JointRows) else self.new
 
     def _gaps(self) -> list[Tensor]:
         return [self.gap_logits, self.gap_states, self.gap_bias] if hasattr(self, "gap_logits") else []
 
 
 def split_logits(hidden: Tensor, text: Tensor, new: Tensor, *gap: Tensor) -> Tensor:
-    """(..., D) states to (..., size) logits of the rows ``text`` (V, D) and ``new`` (2 + K, D).
+    """(..., D) states to (..., size) logits of the rows ``text`` (V, D) and ``new`` (N, D).
 
     ``gap`` are rows (G, D), maps (G, D, D) and biases (G, D) of the states that each of G gaps has.
     """
@@ -231,7 +252,7 @@ def new_logits(hidden: Tensor, first: int, new: Tensor, *gap: Tensor) -> Tensor:
     return torch.cat([F.linear(hidden, new[first:2]), words.flatten(-2)], dim=-1)
 
 
-def factored_rows(vocabulary: Vocabulary, text: Tensor, config: FactoredConfig) -> FactoredRows:
+def factored_rows(vocabulary: Vocabulary, text: Tensor, config: FactoredConfig) -> JointRows:
     """Rows as wide and, at first, about as long as those of ``text`` (V, D).
 
     Raises:
@@ -239,7 +260,7 @@ def factored_rows(vocabulary: Vocabulary, text: Tensor, config: FactoredConfig) 
     """
     if vocabulary.gaps > 1:
         raise ValueError("model.factored has rows of codes alone; set tokenizer.model.places to null beside it")
-    return FactoredRows(vocabulary.codes, text.shape[1], config.width, text.detach().std())
+    return JointRows(vocabulary, config, text.shape[1], text.detach().std())
 
 
 def new_rows(rows: int, width: int) -> nn.Embedding:

@@ -290,8 +290,9 @@ def take_over(start: Path, run: Path, texts: bool = True) -> None:
     Raises:
         ValueError: ``run`` has something of its own there.
     """
-    data = ("data/captions", "data/vqa", "data/done.json")  # one by one: what prepares them has its log there too
-    for name in (*data, "features", "tokenizer", "extract", *(["text"] if texts else [])):
+    # One by one: what prepares them has its log there too.
+    data = ("data/captions", "data/vqa", "data/speech", "data/done.json")
+    for name in (*data, "features", "tokenizer", "speech", "extract", *(["text"] if texts else [])):
         source, place = (start / name).resolve(), run / name
         if not source.exists() or place.resolve() == source:  # also where a folder above is a link
             continue

@@ -76,7 +76,7 @@ class PictureSet:
 
 def read_pixels(shards: Shards, numbers: Iterable[int], size: int, fit: str) -> Tensor:
     """(B, 3, size, size) float32 in [0, 1] of some pictures."""
-    return torch.stack([to_pixels(open_image(shards.image(n), f"picture {n}"), size, fit) for n in numbers])
+    return torch.stack([to_pixels(open_image(shards.file(n), f"picture {n}"), size, fit) for n in numbers])
 
 
 def cache_features(shards: Shards, encoder: Encoder, path: Path, progress: Progress, done: int) -> int:

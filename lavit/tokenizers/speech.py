@@ -16,6 +16,7 @@ from lavit.data.audio import RATE
 from lavit.data.whisper import whisper_folder
 from lavit.tokenizers.quantizer import nearest_centres, spherical_kmeans
 from lavit.tokens import Tokens
+from lavit.weights import fill, read_tensors, write_tensors
 
 HOP = 160  # samples of a frame of the spectrogram; the encoder halves their number
 STEPS = 2 * HOP
@@ -36,6 +37,11 @@ class SpeechConfig:
     vectors: int = 40000
     iterations: int = 20
     batch: int = 16
+
+    @property
+    def frames(self) -> int:
+        """Frames of 10 ms that a code lasts: the encoder makes one feature of two."""
+        return 2 * self.pool
 
 
 class SpeechTokenizer(nn.Module):
@@ -101,18 +107,49 @@ class SpeechTokenizer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         picked = features[torch.randperm(len(features), generator=generator)[: self.config.vectors]]
         self.mean.copy_(picked.mean(0))
-        unit = F.normalize(picked - self.mean, dim=-1)
+        unit = F.normalize(picked - self.mean.cpu(), dim=-1)
         self.codebook.copy_(spherical_kmeans(unit, self.config.codes, self.config.iterations, generator)[0])
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> dict[str, float]:
+        """How well the centres stand for features (n, D): mean cosine, codes in use and their perplexity."""
+        near, codes = nearest_centres(F.normalize(features.to(self.mean) - self.mean, dim=-1), self.codebook)
+        share = codes.bincount(minlength=len(self.codebook)) / len(codes)
+        perplexity = float(torch.exp(torch.special.entr(share).sum()))
+        return {"cosine": float(near.mean()), "codes_used": int((share > 0).sum()), "perplexity": perplexity}
 
     @torch.no_grad()
     def encode(self, sounds: Sequence[Tensor]) -> Tokens:
         """Tokens of sounds: codes (B, N) int64, which are real, features (B, N, D) and positions, in steps of time."""
         found = self.features(sounds)
         features = nn.utils.rnn.pad_sequence(found, batch_first=True)
-        position = torch.arange(features.shape[1]).expand(len(found), -1)
-        keep = position < torch.tensor([len(one) for one in found])[:, None]
+        position = torch.arange(features.shape[1], device=features.device).expand(len(found), -1)
+        keep = position < torch.tensor([len(one) for one in found], device=features.device)[:, None]
         _, codes = nearest_centres(F.normalize(features - self.mean, dim=-1).flatten(0, 1), self.codebook)
         return Tokens(codes.view(keep.shape) * keep, keep, features, position)
+
+    def save(self, path: Path) -> None:
+        """Write what was found, the mean and the centres; the encoder stays where it came from."""
+        write_tensors({"mean": self.mean, "codebook": self.codebook}, path)
+
+    def load(self, path: Path) -> SpeechTokenizer:
+        """Take what :meth:`save` wrote, and return this in evaluation mode.
+
+        Raises:
+            ValueError: no such file, a broken one, or centres of another number or width.
+        """
+        return fill(self, read_centres(path), path, beside="encoder.")
+
+
+def read_centres(path: Path) -> dict[str, Tensor]:
+    """What :meth:`SpeechTokenizer.save` wrote: mean (D,) and codebook (K, D).
+
+    Raises:
+        ValueError: no such file, or a broken one.
+    """
+    if not path.is_file():
+        raise ValueError(f"no speech tokenizer at {path}; run tokenizer.train_speech first")
+    return read_tensors(path, f"remove {path.parent} and run its stage again")
 
 
 def open_encoder(folder: str | None = None) -> WhisperEncoder:

@@ -41,11 +41,11 @@ class TokenizerConfig:
     places: PlacesConfig | None = None
     attention: str = "sdpa"
 
-    def vocabulary(self, text_size: int, port: str = "features") -> Vocabulary:
-        """The ids of a language model that reads these visual words, or unmerged patches and no words."""
+    def vocabulary(self, text_size: int, port: str = "features", sounds: int = 0) -> Vocabulary:
+        """The ids of a language model that reads these visual words, or unmerged patches and no words; and speech."""
         if port == "unmerged":
-            return Vocabulary(text_size, 0)
-        return Vocabulary(text_size, self.quantizer.codes, self.known_places().gaps if self.places else 1)
+            return Vocabulary(text_size, 0, sounds=sounds)
+        return Vocabulary(text_size, self.quantizer.codes, self.known_places().gaps if self.places else 1, sounds)
 
     def fed_width(self, port: str) -> int:
         """D of what a port projects."""

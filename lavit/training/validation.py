@@ -9,7 +9,7 @@ from lavit.data.mixture import Mixture
 from lavit.data.packing import document_length, pack, rows_for
 from lavit.layers.ranks import world_size
 from lavit.model import UnifiedLM
-from lavit.tokens import IGNORE, PackedBatch, to_device
+from lavit.tokens import PackedBatch, to_device
 
 ROWS = 8  # at once, on a rank
 
@@ -18,7 +18,7 @@ class Validation:
     """Mean negative log-likelihoods of the learned tokens of ``size`` documents of every kind in a mixture.
 
     Called on every rank it gives the same figures on each: ``loss``, the mean over kinds by their shares, and
-    ``KIND_text`` and ``KIND_image``, where there is anything to learn of either.
+    ``KIND_text``, ``KIND_image`` and ``KIND_audio``, where there is anything to learn of each.
     """
 
     def __init__(self, model: UnifiedLM, mixture: Mixture, row: int, size: int, seed: int):
@@ -40,18 +40,16 @@ class Validation:
         figures, loss = {}, 0.0
         device = next(self.model.parameters()).device
         for kind, batches in self.batches.items():
-            sums = torch.zeros(4, dtype=torch.float64, device=device)  # nats and tokens of text, then of images
+            sums = torch.zeros(3, 2, dtype=torch.float64, device=device)  # by modality nats and tokens
             for batch in batches:
                 labels = batch.labels.flatten().to(device)
                 nll = self.model.token_nll(to_device(batch, device)).double()
-                is_image = labels >= self.model.vocabulary.text_size
-                for place, where in ((0, (labels != IGNORE) & ~is_image), (2, is_image)):
-                    sums[place] += nll[where].sum()
-                    sums[place + 1] += where.sum()
+                for its, where in zip(sums, self.model.vocabulary.by_modality(labels).values(), strict=False):
+                    its += torch.stack([nll[where].sum(), where.sum()])
             if world_size() > 1:
                 dist.all_reduce(sums)
-            text, texts, image, images = sums.tolist()
-            figures |= {f"{kind}_text": text / texts} if texts else {}
-            figures |= {f"{kind}_image": image / images} if images else {}
-            loss += self.shares[kind] * (text + image) / max(1.0, texts + images)
+            for name, (nats, tokens) in zip(("text", "image", "audio"), sums.tolist(), strict=True):
+                figures |= {f"{kind}_{name}": nats / tokens} if tokens else {}
+            nats, tokens = sums.sum(0).tolist()
+            loss += self.shares[kind] * nats / max(1.0, tokens)
         return {"loss": loss, **figures}

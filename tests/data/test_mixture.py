@@ -56,7 +56,7 @@ def mixture(asked: bool = True, **shares) -> Mixture:
 
 def drawn(made: Mixture, n: int, seed: int = 0) -> list:
     generator = torch.Generator().manual_seed(seed)
-    return [made.draw(i % 3, i % 2, i % 3, generator).document for i in range(n)]
+    return [made.draw((i % 3, i % 2, i % 3, i % 2), generator).document for i in range(n)]
 
 
 def kind(document) -> str:
@@ -273,3 +273,43 @@ def test_text_without_pictures_is_read_where_there_is_some():
     assert len({ids[1] for ids in long}) == 30 and starts, "a passage of the long one, from anywhere"
     assert made.counts(steps[0])["epochs_text"] == 4
     assert made.every_kind(4, seed=0)["text_only"][0][0].modality == "text"
+
+
+def spoken(**shares) -> Mixture:
+    config = MixtureConfig(image_text=0, text_image=0, **shares)
+    maker = DocumentMaker(Vocabulary(40, 8, sounds=4), Numbers(), 64)
+    captions = [("10", {"group": "a"}), ("11", {"group": "b"}), ("12", {"group": "a"})]
+    said = (Codes(2), [("20", {}), ("21", {})].__getitem__)
+    return Mixture(maker, (Codes(), captions.__getitem__), None, config, speech=said)
+
+
+def test_speech_before_and_after_what_is_said():
+    heard = [one for one in drawn(spoken(audio_text=1.0, unconditional=0.0), 4)]
+    assert [[span.ids.tolist() for span in one] for one in heard[:2]] == [
+        [[50, 52, 51], [20, 1]],
+        [[50, 53, 51], [21, 1]],
+    ]
+    assert [span.learn for span in heard[0]] == [Learn.NONE, Learn.IDS]
+    said = drawn(spoken(text_audio=1.0, unconditional=0.0), 2)
+    assert [[span.ids.tolist() for span in one] for one in said] == [[[0, 20], [50, 52, 51]], [[0, 21], [50, 53, 51]]]
+    assert all(span.learn == Learn.IDS for one in said for span in one)
+    alone = drawn(spoken(text_audio=1.0, unconditional=0.5), 60)
+    assert {len(one) for one in alone} == {1, 2} and 15 < sum(len(one) == 1 for one in alone) < 45
+
+
+def test_clips_are_drawn_evenly_and_counted():
+    made = spoken(audio_text=0.5, text_audio=0.5)
+    steps = [made.step(step, 8, seed=0) for step in range(10)]
+    clips = Counter(
+        int(span.ids[1]) for step in steps for one in step for span in one.document if span.modality == "audio"
+    )
+    assert clips == {52: 40, 53: 40}
+    assert made.counts(steps[0])["epochs_speech"] == 4
+    assert set(made.every_kind(3, seed=0)) == {"audio_text", "text_audio"}
+
+
+def test_speech_where_there_is_none():
+    with pytest.raises(ValueError, match="audio_text or text_audio is above 0 but data.speech is not set"):
+        mixture(audio_text=0.5)
+    with pytest.raises(ValueError, match="this model has no codes of speech"):
+        DocumentMaker(Vocabulary(40, 8), Numbers(), 64).speech_prompt("20")

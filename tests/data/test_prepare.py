@@ -46,7 +46,7 @@ def test_shards_by_concept(folder, tmp_path):
         assert len(shards) == index["counts"][split]
         for i in range(len(shards)):
             sample = shards[i]
-            image = open_image(sample.image, sample.key)
+            image = open_image(sample.file, sample.key)
             number = int(sample.caption.removeprefix("thing number"))
             assert image.size == (16, 8) and np.asarray(image)[3, 5].tolist() == list(COLOURS[number])
             assert sample.meta["split"] == split == assign_split(sample.meta["concept"], 0, 0.25, 0.25)
@@ -64,7 +64,7 @@ def test_training_pictures_have_copies_that_are_alike_and_stay_the_same(folder, 
     assert len(by_caption) == train
     for first, *others in by_caption.values():
         assert [sample.meta.get("copy") for sample in (first, *others)] == [None, 1, 2]
-        original, *moved = (np.asarray(open_image(s.image, s.key)).astype(int) for s in (first, *others))
+        original, *moved = (np.asarray(open_image(s.file, s.key)).astype(int) for s in (first, *others))
         assert all(copy.shape == original.shape and (copy[10, 20] == original[10, 20]).all() for copy in moved)
         assert not np.array_equal(original, moved[0]) and not np.array_equal(moved[0], moved[1])
     again = prepare(config_of(folder, copies=2), tmp_path / "again")["captions"]
@@ -117,7 +117,7 @@ def test_one_picture_is_never_in_two_splits(folder, tmp_path):
         path.write_text(f"another name of {path.stem}")
     chosen = [Source(folder=FolderSource(str(folder), split="train", name="a"))]
     chosen += [Source(folder=FolderSource(str(other), split="test", name="b"))]
-    said = "all 12 pictures were left out; the first: 00.png: the same picture as a-00_"
+    said = "all 12 examples were left out; the first: 00.png: the same picture as a-00_"
     with pytest.raises(SourceError, match=said):
         prepare(config_of(folder, sources=chosen), tmp_path / "run")
     chosen[1].folder.split = "train"
@@ -145,7 +145,7 @@ def test_a_question_s_picture_is_not_tested_where_captions_trained_on_it(folder,
 def test_nothing_left_is_an_error_and_leaves_nothing(folder, tmp_path):
     for i in range(12):
         (folder / f"{i:02}.png").write_bytes(b"")
-    with pytest.raises(SourceError, match=r"source 'folder': all 12 pictures were left out; the first: 00.png.* empty"):
+    with pytest.raises(SourceError, match=r"source 'folder': all 12 examples were left out; the first: 00.png.* empty"):
         prepare(config_of(folder), tmp_path / "run")
     assert not (tmp_path / "run" / "captions").exists() and not (tmp_path / "run" / "captions.partial").exists()
 
@@ -153,7 +153,7 @@ def test_nothing_left_is_an_error_and_leaves_nothing(folder, tmp_path):
 def test_an_official_split_wins(folder, tmp_path):
     for split in ("test", "validation"):
         chosen = [Source(folder=FolderSource(str(folder), split=split, name="a"))]
-        with pytest.raises(SourceError, match="none of the 12 pictures is in the train split"):
+        with pytest.raises(SourceError, match="none of the 12 examples is in the train split"):
             prepare(config_of(folder, sources=chosen), tmp_path / split)
     chosen = [Source(folder=FolderSource(str(folder), split="train"))]
     index = prepare(config_of(folder, sources=chosen), tmp_path / "train")["captions"]
@@ -257,7 +257,7 @@ def test_lossy_pictures_are_smaller(tmp_path):
     sizes = {}
     for quality in (100, 50):
         prepare(config_of(path, quality=quality, split=SplitConfig(0, 0)), tmp_path / str(quality))
-        sizes[quality] = len(Shards(tmp_path / str(quality) / "captions").image(0))
+        sizes[quality] = len(Shards(tmp_path / str(quality) / "captions").file(0))
     assert sizes[50] < sizes[100]
 
 
@@ -283,4 +283,4 @@ def test_the_real_sources(tmp_path):
     shards = Shards(tmp_path / "captions")
     captions = {shards.describe(i)[0].partition(": ")[0] for i in range(len(shards))}
     assert len(captions) >= 6
-    assert open_image(shards.image(0), "first").size == (64, 64)
+    assert open_image(shards.file(0), "first").size == (64, 64)

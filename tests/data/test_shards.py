@@ -56,7 +56,7 @@ def test_a_key_that_is_there_gets_a_number(tmp_path):
             writer.write("train", "same", bytes([i]), "", {})
         writer.finish({})
     shards = Shards(tmp_path / "set")
-    assert shards.keys == ["same", "same-2", "same-3"] and shards[2].image == b"\x02" and shards[2].caption == ""
+    assert shards.keys == ["same", "same-2", "same-3"] and shards[2].file == b"\x02" and shards[2].caption == ""
 
 
 def test_an_unfinished_folder_has_no_name(tmp_path):
@@ -74,17 +74,17 @@ def test_an_unfinished_folder_has_no_name(tmp_path):
 
 
 def image_of(shards: Shards) -> bytes:
-    return shards.image(1)
+    return shards.file(1)
 
 
 def test_pickled_and_forked(tmp_path):
     write(tmp_path / "set")
     shards = Shards(tmp_path / "set", "train")
-    expected = shards.image(1)  # opens a file here
-    assert pickle.loads(pickle.dumps(shards)).image(1) == expected
+    expected = shards.file(1)  # opens a file here
+    assert pickle.loads(pickle.dumps(shards)).file(1) == expected
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(image_of, [shards] * 4) == [expected] * 4
-    assert shards.image(1) == expected
+    assert shards.file(1) == expected
 
 
 def test_img2dataset_tars_as_they_are(tmp_path):
@@ -94,7 +94,7 @@ def test_img2dataset_tars_as_they_are(tmp_path):
                 {"__key__": f"{name}7", suffix: suffix.encode(), "txt": "naïve".encode(), "json": b'{"url": 1}'}
             )
     shards = Shards(tmp_path)
-    assert shards[0] == ("000007", b"jpg", "naïve", {"url": 1}) and shards[1].image == b"png"
+    assert shards[0] == ("000007", b"jpg", "naïve", {"url": 1}) and shards[1].file == b"png"
     assert Shards([tmp_path / "00001.tar"]).keys == Shards(tmp_path / "00001.tar").keys == ["000017"]
 
 
@@ -160,7 +160,7 @@ def test_a_tar_that_shrinks_while_it_is_open(tmp_path):
     shards = Shards(tmp_path / "set", "train")
     shards.paths[0].write_bytes(b"")
     with pytest.raises(ShardError, match="was cut while it was read"):
-        shards.image(0)
+        shards.file(0)
 
 
 def test_where_samples_lie_is_kept_beside_a_tar(tmp_path):
@@ -188,5 +188,5 @@ def test_few_of_many_tars_are_open(tmp_path, monkeypatch):
     shards = Shards(tmp_path / "set")
     before = len(os.listdir("/proc/self/fd"))
     for number in [*range(9), 0, 4, 8]:
-        assert shards[number].image == b"image%d" % number
+        assert shards[number].file == b"image%d" % number
     assert len(os.listdir("/proc/self/fd")) == before + 2

@@ -194,12 +194,12 @@ def test_factored_rows_are_a_codebook_times_a_projection(factored):
     """h = P_in(E[id]) and logits = W P_out(y) (TEAL)."""
     embedding, head = factored
     code = torch.tensor([TEXT + 2 + 1])
-    torch.testing.assert_close(embedding(code)[0], embedding.new.codes[1] @ embedding.new.project)
-    assert torch.equal(embedding(torch.tensor([TEXT, TEXT + 1])), embedding.new.marks)
+    torch.testing.assert_close(embedding(code)[0], embedding.new.image.codes[1] @ embedding.new.image.project)
+    assert torch.equal(embedding(torch.tensor([TEXT, TEXT + 1])), embedding.new.image.marks)
     y = torch.randn(3, WIDTH)
     logits = head(y)
-    torch.testing.assert_close(logits[:, TEXT + 2 :], (y @ head.new.project.T) @ head.new.codes.T)
-    torch.testing.assert_close(logits[:, TEXT : TEXT + 2], y @ head.new.marks.T)
+    torch.testing.assert_close(logits[:, TEXT + 2 :], (y @ head.new.image.project.T) @ head.new.image.codes.T)
+    torch.testing.assert_close(logits[:, TEXT : TEXT + 2], y @ head.new.image.marks.T)
     torch.testing.assert_close(head.image_logits(y), logits[:, TEXT + 1 :])
     torch.testing.assert_close(head.text_logits(y), logits[:, : TEXT + 1])
 
@@ -217,7 +217,7 @@ def test_the_loss_of_factored_rows_reaches_each_of_them(factored):
 
 
 def test_factored_rows_begin_as_a_codebook(factored):
-    rows, codebook = factored[0].new, torch.randn(3, 2)
+    rows, codebook = factored[0].new.image, torch.randn(3, 2)
     rows.start_from(codebook)
     assert torch.equal(rows()[2:], codebook @ rows.project)
     with pytest.raises(ValueError, match=r"the codebook is \(3, 5\) and model.factored asks for \(3, 2\)"):
@@ -227,3 +227,22 @@ def test_factored_rows_begin_as_a_codebook(factored):
 def test_factored_rows_and_places_do_not_go_together():
     with pytest.raises(ValueError, match="set tokenizer.model.places to null"):
         SplitEmbedding(nn.Embedding(TEXT, WIDTH), PAIRS, FactoredConfig())
+
+
+@pytest.mark.parametrize("config", [None, FactoredConfig(width=2, speech=5)])
+def test_rows_of_speech_stand_after_those_of_images(config):
+    vocabulary = Vocabulary(TEXT, 3, sounds=4)
+    torch.manual_seed(5)
+    embedding = SplitEmbedding(nn.Embedding(TEXT, WIDTH), vocabulary, config)
+    head = SplitHead(nn.Linear(WIDTH, TEXT, bias=False), vocabulary, factored=config)
+    y = torch.randn(3, WIDTH)
+    logits = head(y)
+    assert logits.shape == (3, vocabulary.size)
+    torch.testing.assert_close(head.image_logits(y), logits[:, TEXT + 1 : TEXT + 5])
+    torch.testing.assert_close(head.audio_logits(y), logits[:, TEXT + 6 :])
+    rows = embedding.new() if config else embedding.new.weight
+    assert torch.equal(embedding(torch.arange(TEXT, vocabulary.size)), rows)
+    if config:
+        torch.testing.assert_close(rows[7:], embedding.new.audio.codes @ embedding.new.audio.project)
+        head(y, torch.tensor([TEXT + 7, TEXT + 5, 0])).loss.backward()
+        assert head.new.audio.codes.grad.any() and head.new.audio.marks.grad.any()

@@ -12,7 +12,10 @@ from eval.demo import stages_of
 from lavit.experiment import run_stage
 
 # Those that keep their clock and their end themselves.
-OWN = ("tokenizer.prepare", "tokenizer.train", "tokenizer.extract", "pretrain.train", "tokenizer.train_decoder")
+OWN = (
+    "tokenizer.prepare", "tokenizer.train", "tokenizer.extract", "pretrain.train", "tokenizer.train_decoder",
+    "tokenizer.train_vocoder",
+)  # fmt: skip
 
 
 @contextmanager

@@ -76,7 +76,8 @@ def opened(config: Path, *overrides: str) -> tuple[Workspace, list[extract.Job]]
 def encode(work: Workspace, jobs: list[extract.Job], out: Path, rank: int = 0, world: int = 1) -> list[Path]:
     """The shards of one rank below ``out``, which all jobs are turned to."""
     jobs = [job._replace(folder=out / job.folder.parent.name / job.folder.name) for job in jobs]
-    extract.encode(jobs, jobs[rank::world], work.tokenizer(), work.experiment, "me", None)
+    coders = {"captions": extract.Coder.of(work, "captions")}
+    extract.encode(jobs, jobs[rank::world], coders, work.experiment.extraction, None)
     return [job.folder for job in jobs]
 
 
@@ -223,7 +224,7 @@ def test_other_inputs_beside_the_run_s_own_data(config, tmp_path, capsys):
     run = load_experiment(config).run
     for overrides in ([], [f"extraction.input={first}"], [f"extraction.input={second}", "extraction.batch=3"], []):
         run_stage(extract.main, None, [str(config), *overrides])
-    assert "1 pictures could not be read" in capsys.readouterr().out
+    assert "1 could not be read" in capsys.readouterr().out
     made = {extract.input_name(folder): folder for folder in (first, second)}
     assert {path.name for path in Path(run, "extracted").iterdir()} == set(made)
     told = {folder: read_json(Path(run, "extracted", name, "done.json")) for name, folder in made.items()}
@@ -259,6 +260,6 @@ def test_whole_stage_is_done_once(tmp_path, capsys):
     work, jobs = opened(config)
     assert len(work.codes("captions", "test")) == len(work.shards("captions", "test"))
     assert json.loads((work.run / "extract" / "done.json").read_text())["shards"] == len(jobs)
-    assert "pictures in" in capsys.readouterr().out
+    assert " a second" in capsys.readouterr().out
     run_stage(extract.main, None, [str(config)])
-    assert "pictures in" not in capsys.readouterr().out
+    assert " a second" not in capsys.readouterr().out

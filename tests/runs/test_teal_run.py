@@ -19,7 +19,7 @@ from tests.runs.stages import run_stages
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "teal" / "toy.yaml"
-PROJECTIONS = {"embedding.new.project", "head.new.project"}
+PROJECTIONS = {"embedding.new.image.project", "head.new.image.project"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_the_first_stage_moves_the_two_projections_and_nothing_else(run, work):
 def test_the_second_stage_moves_codebooks_projections_biases_and_gains(run):
     old, new = (load_file(run / "pretrain" / phase / "model.safetensors") for phase in ("align", "finetune"))
     moved = changed(old, new)
-    rows = {f"{side}.new.{part}" for side in ("embedding", "head") for part in ("marks", "codes", "project")}
+    rows = {f"{side}.new.image.{part}" for side in ("embedding", "head") for part in ("marks", "codes", "project")}
     assert rows <= moved and all(name.endswith((BIAS, GAIN)) for name in moved - rows)
     assert any(name.endswith(BIAS) for name in moved) and any(name.endswith(GAIN) for name in moved)
 
@@ -55,7 +55,7 @@ def test_the_second_stage_moves_codebooks_projections_biases_and_gains(run):
 def test_codebooks_begin_as_the_tokenizers(run, work):
     codebook = load_file(run / "tokenizer" / "tokenizer.safetensors")["quantizer.codebook"]
     fresh = work.new_model()
-    assert torch.equal(fresh.embedding.new.codes, codebook) and torch.equal(fresh.head.new.codes, codebook)
+    assert torch.equal(fresh.embedding.new.image.codes, codebook) and torch.equal(fresh.head.new.image.codes, codebook)
 
 
 def test_the_language_model_is_bit_for_bit_what_it_was(work):

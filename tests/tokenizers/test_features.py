@@ -43,7 +43,7 @@ def encoder() -> Encoder:
 
 
 def pixels_of(shards: Shards) -> torch.Tensor:
-    return torch.stack([to_pixels(open_image(shards.image(i), str(i)), SIZE) for i in range(len(shards))])
+    return torch.stack([to_pixels(open_image(shards.file(i), str(i)), SIZE) for i in range(len(shards))])
 
 
 def test_picture_set_without_cached_features_gives_pixels(shards):
