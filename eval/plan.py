@@ -44,6 +44,7 @@ from lavit.workspace import Workspace
 
 STATE_BYTES = (4, 4, 8)  # of a weight, of its gradient and of AdamW's two moments: all in fp32, also with bf16 autocast
 TEXT_TOKENS = 32  # assumed tokens of a caption, or of a question with its answer, before there are any
+SPEECH_SECONDS = 4.0  # of a clip
 LOGIT_BYTES = 8  # of a logit and its gradient
 SAMPLE = 512  # documents whose lengths are read off a run
 
@@ -196,12 +197,16 @@ def assumed_documents(experiment: Experiment, words: int) -> Documents:
     mixture, text = experiment.pretrain.mixture, TEXT_TOKENS
     image, long = words + 2, experiment.pretrain.row if experiment.data.text else text + 2
     several = mixture.pictures * (image + text) + 2
+    speech = experiment.tokenizer.speech
+    audio = round(SPEECH_SECONDS * 100 / speech.frames) + 2 if speech else 0
     kinds = {
         "image_text": Documents(image + text + 1, text + 1, words, 1),
         "text_image": Documents(text + 1 + image, text + image, 0, 0),
         "text_only": Documents(long, long - 1, 0, 0),
         "question_answer": Documents(image + text + 1, text / 8 + 1, words, 1),
         "interleaved": Documents(several, several - 1, 0, 0),
+        "audio_text": Documents(audio + text + 1, text + 1, 0, 0),
+        "text_audio": Documents(text + 1 + audio, text + audio, 0, 0),
     }
     shares = {kind: getattr(mixture, kind) for kind in kinds}
     mean = [sum(shares[k] * kinds[k][i] for k in kinds) / sum(shares.values()) for i in range(4)]
@@ -214,7 +219,9 @@ def known_documents(experiment: Experiment) -> Documents | None:
     if not is_done(work.run / "extract"):
         return None
     try:
-        vocabulary = experiment.tokenizer.model.vocabulary(len(work.text_tokenizer()))
+        speech = experiment.tokenizer.speech
+        sounds = speech.codes if speech else 0
+        vocabulary = experiment.tokenizer.model.vocabulary(len(work.text_tokenizer()), sounds=sounds)
         drawn = [one.document for one in work.mixture(vocabulary).step(0, SAMPLE, experiment.seed)]
     except (ValueError, OSError):
         return None
@@ -249,7 +256,9 @@ def pretrain_plan(experiment: Experiment, name: str = "pretrain") -> StagePlan:
     shape = known_shape(config)
     own = text.trained or text.words
     text_size = shape.vocab_size if shape is not None else own.vocabulary if own else 32000
-    vocabulary, width = tokenizer.vocabulary(text_size, config.port), tokenizer.fed_width(config.port)
+    speech = experiment.tokenizer.speech
+    vocabulary = tokenizer.vocabulary(text_size, config.port, speech.codes if speech else 0)
+    width = tokenizer.fed_width(config.port)
     kind, choice = tokenizer.selection.chosen()
     words = choice.tokens if kind == "even" else round(choice.rho * tokenizer.encoder.patches)
     words = tokenizer.encoder.patches if config.port == "unmerged" else words

@@ -197,6 +197,7 @@ def _without_paths(config: ReleaseConfig) -> ReleaseConfig:
     config = copy.deepcopy(config)
     weights = config.tokenizer.encoder.weights
     weights.file = weights.file and Path(weights.file).name
+    config.tokenizer.quantizer.file = None
     if config.speech is not None:
         config.speech.folder = None
     if config.decoder is not None:

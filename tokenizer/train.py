@@ -10,6 +10,7 @@ from lavit.data.order import Place, generator_for, items_at
 from lavit.experiment import Experiment, TokenizerStage, run_stage
 from lavit.layers.ranks import gathered
 from lavit.runs import is_done, mark_done
+from lavit.tokenizers.quantizer import read_codebook
 from lavit.tokenizers.selector import gumbel_noise, noise_scale
 from lavit.tokenizers.tokenizer import TokenizerBatch
 from lavit.training.engine import digest
@@ -54,10 +55,14 @@ def main(experiment: Experiment, run: Path) -> None:
         tokenizer.quantize = step >= stage.plain_steps
         if tokenizer.selector is not None:
             tokenizer.selector.anneal(noise_scale(step, stage.noise_steps))
-        if step == stage.plain_steps:
+        if step == stage.plain_steps and given is not None:
+            tokenizer.quantizer.take(given)
+        elif step == stage.plain_steps:
             units = [gathered(_projected(tokenizer, batch_at(place))) for place in _kmeans_places(experiment)]
             tokenizer.quantizer.start_from(torch.cat(units))
 
+    quantizer = stage.model.quantizer
+    given = read_codebook(quantizer) if quantizer.file is not None else None
     check_kmeans(stage, sum(len(part) for part in sets.values()))
     frozen = digest(tokenizer.encoder)
     train(tokenizer, batch_at, stage.train, folder, before_step, tokenizer.quantizer.move)
@@ -84,6 +89,8 @@ def check_kmeans(stage: TokenizerStage, pictures: int) -> None:
     kind, choice = stage.model.selection.chosen()
     patches, codes = stage.model.encoder.patches, stage.model.quantizer.codes
     kept = choice.tokens if kind == "even" else choice.rho * patches
+    if stage.model.quantizer.file is not None:
+        return
     vectors = round(kept * min(pictures, kmeans_steps(stage) * stage.train.batch))
     if vectors < codes:
         raise ValueError(

@@ -140,7 +140,7 @@ class DocumentMaker:
         place = max((i for i, s in enumerate(document) if s.modality == "text"), key=lambda i: len(document[i].ids))
         ids = document[place].ids
         if excess >= len(ids):
-            raise ValueError(f"an image and a text do not fit into {self.row} tokens; raise pretrain.row")
+            raise ValueError(f"an image or speech and a text do not fit into {self.row} tokens; raise pretrain.row")
         if not self.cut and os.environ.get("RANK", "0") == "0":
             words = self.text.decode(ids[:16].tolist())
             log.warning(

@@ -291,7 +291,7 @@ def _write(
         return [Skip(name, f"the same picture as {first.key}, which is in the {first.split} split")]
     if "questions" not in example.meta:  # official sets of questions stay as they are otherwise
         if first and style in first.styles:
-            return [Skip(name, f"the same picture as {first.key}")]
+            return [Skip(name, f"the same {'sound' if suffix == 'flac' else 'picture'} as {first.key}")]
         tally.pictures.setdefault(pixels, _Seen(example.key, split, set())).styles.add(style)
     meta = {**example.meta, "split": split, "pixels": pixels}
     writer.write(split, example.key, file, example.caption, meta, suffix)

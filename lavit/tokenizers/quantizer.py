@@ -8,6 +8,7 @@ et al., arXiv 1711.00937, appendix A.1). Codes that nobody chose for a while sta
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lavit.layers.ranks import gathered, summed_over_ranks, world_size
+from lavit.weights import read_tensors
 
 
 @dataclass
@@ -25,6 +27,8 @@ class QuantizerConfig:
     ``commitment`` and ``entropy`` weigh terms of the loss. Entropy (MAGVIT-v2, arXiv 2310.05737, eq. 5) asks that the
     tokens of a batch spread over the codes while each is sure of its own; at 0 it is off, as in the paper.
     A code whose averaged share of the tokens falls under ``dead_below`` of the mean share 1/K is restarted.
+    ``file`` is a codebook that was made elsewhere, a .safetensors file of one matrix (codes, width): it stays as it is,
+    and only what leads to it and from it is trained.
     """
 
     codes: int = 1024
@@ -36,6 +40,7 @@ class QuantizerConfig:
     dead_below: float = 0.03
     kmeans_iterations: int = 10
     kmeans_vectors: int = 32768
+    file: str | None = None
 
 
 class Quantized(NamedTuple):
@@ -114,8 +119,11 @@ class Quantizer(nn.Module):
     def move(self) -> None:
         """Move the codebook by what was quantized in training mode since the last call, on all ranks together.
 
-        Once a step, so that ranks and accumulated micro-batches lead to what one batch of all of them leads to.
+        Once a step, so that ranks and accumulated micro-batches lead to what one batch of all of them leads to. One of
+        a file stays.
         """
+        if self.config.file is not None:
+            self._seen = []
         if not self._seen:
             return
         unit, codes = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
@@ -144,6 +152,12 @@ class Quantizer(nn.Module):
         self.codebook.copy_(F.normalize(self.total, dim=-1))
 
     @torch.no_grad()
+    def take(self, codebook: Tensor) -> None:
+        """Set the codebook to the directions of (K, C) vectors."""
+        self.codebook.copy_(F.normalize(codebook.float(), dim=-1))
+        self.total.copy_(self.codebook / self.config.codes)
+
+    @torch.no_grad()
     def start_from(self, unit: Tensor) -> None:
         """Set the codebook to the k-means centres of (n, C) float32 unit vectors.
 
@@ -163,6 +177,25 @@ class Quantizer(nn.Module):
         self.codebook.copy_(centres)
         self.count.copy_(share)
         self.total.copy_(centres * share[:, None])
+
+
+def read_codebook(config: QuantizerConfig) -> Tensor:
+    """The codebook (codes, width) of ``config.file``.
+
+    Raises:
+        ValueError: no such file, a broken one, or one of another size.
+    """
+    path = Path(config.file)
+    if not path.is_file():
+        raise ValueError(f"tokenizer.model.quantizer.file {path} does not exist; give a .safetensors file")
+    state = read_tensors(path, "give a .safetensors file of one matrix")
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    if list(shapes.values()) != [(config.codes, config.width)]:
+        raise ValueError(
+            f"tokenizer.model.quantizer.file {path} has {shapes}; it must hold one matrix of codes × width, "
+            f"{config.codes} × {config.width}"
+        )
+    return next(iter(state.values()))
 
 
 def spherical_kmeans(unit: Tensor, size: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

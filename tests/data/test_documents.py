@@ -76,7 +76,7 @@ def test_a_text_that_is_too_long_for_its_row_is_cut_at_the_end():
     assert flat(maker.image_text(SEEN, "a cat a cat a")) == [10, 15, 12, 11, 2, 3, 2]
     assert flat(maker.text_image("a cat a cat", CODES)) == [0, 2, 3, 10, 15, 12, 11]
     assert flat(maker.text_only("a cat a cat a cat a cat")) == [0, 2, 3, 2, 3, 2, 3]
-    with pytest.raises(ValueError, match="an image and a text do not fit into 4 tokens; raise pretrain.row"):
+    with pytest.raises(ValueError, match="an image or speech and a text do not fit into 4 tokens; raise pretrain.row"):
         DocumentMaker(VOCABULARY, Words(), 4).image_text(SEEN, "a cat")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lavit.experiment import load_experiment, run_stage
-from tokenizer import prepare
+from tests.runs.stages import alone as in_this_process
+from tokenizer import prepare, train
 from tokenizer.train import check_kmeans
 
 ROOT = Path(__file__).parents[2]
@@ -107,3 +109,24 @@ def test_a_selector_that_zero_3_spreads_is_calibrated(config):
     weights = load_file(folder / "tokenizer.safetensors")
     assert weights["selector.inner.weight"].numel() > 100_000
     assert weights["selector.threshold"] != 0
+
+
+def test_a_codebook_of_a_file_stays_as_it_is(config, tmp_path, capsys):
+    given = torch.nn.functional.normalize(torch.randn(32, 8, generator=torch.Generator().manual_seed(3)), dim=-1)
+    save_file({"codebook": given}, tmp_path / "given.safetensors")
+    settings = [f"run={tmp_path / 'run'}", f"tokenizer.model.quantizer.file={tmp_path / 'given.safetensors'}"]
+    with in_this_process():
+        run_stage(prepare.main, None, [str(config), *settings])
+        run_stage(train.main, None, [str(config), *settings])
+    state = load_file(tmp_path / "run" / "tokenizer" / "tokenizer.safetensors")
+    torch.testing.assert_close(state["quantizer.codebook"], given)
+    for wrong, said in ((torch.randn(31, 8), r"\(31, 8\).*32 × 8"), (None, "does not exist")):
+        path = tmp_path / "wrong.safetensors"
+        path.unlink(missing_ok=True)
+        if wrong is not None:
+            save_file({"codebook": wrong}, path)
+        with in_this_process(), pytest.raises(SystemExit):
+            other = [f"run={tmp_path / 'other'}", f"tokenizer.model.quantizer.file={path}"]
+            run_stage(prepare.main, None, [str(config), *other])
+            run_stage(train.main, None, [str(config), *other])
+        assert re.search(said, capsys.readouterr().err)
