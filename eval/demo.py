@@ -40,7 +40,10 @@ LAVIT = (
 # Between the data and the decoder, where the decoder works on latents of a VAE that is to be trained.
 AUTOENCODER = Stage("autoencoder", "tokenizer.train_autoencoder", needs=("data",), ranks=True)
 # What ``demo.stages`` may name beside them.
-OTHERS = (Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),)
+OTHERS = (
+    Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),
+    Stage("eval/in_context", "eval.in_context", needs=("words",), group=TOGETHER),
+)
 
 HEADLINES = {
     "tokenizer.cosine": "tokenizer cosine, held out",
@@ -50,6 +53,7 @@ HEADLINES = {
     "reconstruction.r5": "reconstruction R@5",
     "text_to_image.rendered_r10": "text to image R@10",
     "visual_words.category_accuracy": "class by visual words",
+    "in_context.accuracy": "answers in context",
 }
 
 
