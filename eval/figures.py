@@ -34,6 +34,8 @@ REQUIRED = {
     "image_text_picture_nearer image_text_thing_nearer image_text_chance image_text_n",
     "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled "
     "hit5_constant n",
+    "in_context": "accuracy chance n episodes denoise_accuracy denoise_majority denoise_last denoise_random denoise_n "
+    "reconstruct_accuracy reconstruct_given reconstruct_majority reconstruct_n",
 }
 LAVIT = ("tokenizer", "caption", "vqa", "reconstruction", "text_to_image")  # what a run has that names no stages
 EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
@@ -128,6 +130,7 @@ GROUPS = {
     "reconstruction": "Reconstruction",
     "text_to_image": "Text to image",
     "visual_words": "Visual words",
+    "in_context": "In context",
 }
 TABLE = (
     Figure("tokenizer", "cosine", "Cosine of the reconstructed features", {"constant mean": "cosine_constant"}),
@@ -180,6 +183,18 @@ TABLE = (
         "five commonest words": "hit5_constant", "shuffled": "hit5_shuffled"}),
     Figure("visual_words", "entropy", "Entropy of the visual words of a patch", {}, {"of their mean": "entropy_mean"},
            top=None, note="nats; equal to that of their mean where all patches have the same words"),
+    *(Figure("in_context", key, f"{title} in context, {ways} ways", {
+        "chance": f"{key}_chance", "words dealt anew": f"{key}_shuffled", "random words": f"{key}_random",
+        "shared words, no model": f"{key}_overlap", "similar words, no model": f"{key}_similarity"},
+             {"words near the name": f"{key}_named"}, note=f"± {{{key}_accuracy_error:.3f}}")
+      for task, title in (("category", "Class word"), ("label", "Thing"))
+      for ways in (2, 5) for key in [f"{task}_{ways}way"]),
+    Figure("in_context", "denoise_accuracy", "Words written after corrupted copies", {
+        "commonest word": "denoise_majority", "last copy": "denoise_last", "random words": "denoise_random"},
+           note="{denoise_n} pictures"),
+    Figure("in_context", "reconstruct_accuracy", "Words of a corrupted picture made right", {
+        "left as they are": "reconstruct_given", "commonest word": "reconstruct_majority",
+        "random words": "reconstruct_random"}, note="after examples of other pictures"),
 )  # fmt: skip
 
 

@@ -27,24 +27,25 @@ from lavit.tokenizers.codes import CodeSet
 from lavit.workspace import Workspace
 
 AT_ONCE = 4  # pyramids that are written together, and kept
+PAINTED = ("last example", "commonest words", "written", "written from a corrupted one", "its own words")
 
 
 def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
-    folder, config = work.folder("eval/in_context"), cfg.in_context
-    words, model = work.word_list(), work.frozen_llm()
-    check_word_ids(words.ids, model.vocabulary.text_size)
-    contexts, pictures = Contexts(work.text_tokenizer()), work.pictures("captions", cfg.split)
+    folder, config, seed = work.folder("eval/in_context"), cfg.in_context, experiment.seed
+    words, pyramid, pictures = work.word_list(), work.pyramid(), work.pictures("captions", cfg.split)
     codes = checked_codes(work.pyramid_codes(cfg.split), len(words.ids))
-    bench = Bench(model, contexts, words.ids, codes, config, experiment.seed, directions(model.embedding.text.weight))
-    counts = list(work.pyramid().counts)
-    check_words(config, sum(counts))
+    check_words(config, sum(pyramid.counts))
     classes = {"category": by_category(pictures), "label": by_label(pictures)}
-    cells, layers = cells_of(config), config.denoising.layers(counts)
+    cells, layers = cells_of(config), config.denoising.layers(list(pyramid.counts))
     for cell in cells:  # what cannot be is known before anything has taken its time
-        draw_episodes(classes[cell.task], cell.ways, cell.shots, range(1), bench.seed)
+        draw_episodes(classes[cell.task], cell.ways, cell.shots, range(1), seed)
     numbers = pictures.distinct(config.denoising.pictures)
-    problems = {variant: pyramids(bench, variant, numbers, layers) for variant in VARIANTS}
+    rows = torch.stack([codes(number)[: sum(layers)] for number in numbers])
+    problems = {variant: problems_of(variant, rows, len(words.ids), config.denoising, seed) for variant in VARIANTS}
+    model, contexts = work.frozen_llm(), Contexts(work.text_tokenizer())
+    check_word_ids(words.ids, model.vocabulary.text_size)
+    bench = Bench(model, contexts, words.ids, codes, config, seed, directions(model.embedding.text.weight))
     progress = Progress(folder, len(cells) * config.episodes + len(VARIANTS) * len(numbers), "episodes")
     parts = Parts(folder / "parts", progress)
     answered = {
@@ -60,8 +61,8 @@ def main(experiment: Experiment, run: Path) -> None:
         figures |= generation(variant, problems[variant], made[variant], layers, bench)
     figures["layers"] = [row for variant in VARIANTS for row in figures.pop(f"{variant}_layers")]
     shown = numbers[: config.denoising.shown]
-    np.save(folder / "images.npy", painted(work.pyramid().decode_prefix, problems, made, len(shown)))
-    about = {"split": cfg.split, "numbers": shown, "words": config.words[0], "layer_tokens": layers}
+    np.save(folder / "images.npy", painted(pyramid.decode_prefix, problems, made, len(shown)))
+    about = {"split": cfg.split, "numbers": shown, "words": config.words[0], "layer_tokens": layers, "painted": PAINTED}
     samples = [episode_shown(bench, cell, classes, answered[cell], words.words) for cell in first_cells(cells)]
     write_json(folder / "figures.json", figures | about | {"samples": [s for part in samples for s in part]})
 
@@ -103,12 +104,6 @@ class Parts:
             self.progress.update(self.done + len(results), name)
         self.done += total
         return results
-
-
-def pyramids(bench: Bench, variant: str, numbers: list[int], layers: list[int]) -> list[Problem]:
-    """The problems of the pictures with these numbers, of the layers that are written."""
-    codes = torch.stack([bench.codes(number)[: sum(layers)] for number in numbers])
-    return problems_of(variant, codes, len(bench.ids), bench.config.denoising, bench.seed)
 
 
 def written(bench: Bench, variant: str, problems: list[Problem], layers: list[int], part: range) -> list[list[int]]:
@@ -155,7 +150,7 @@ def generation(variant: str, problems: list[Problem], made: Tensor, layers: list
 def painted(
     paint: Callable[[Tensor], Tensor], problems: dict[str, list[Problem]], made: dict[str, Tensor], count: int
 ) -> np.ndarray:
-    """(count, 5, S, S, 3) uint8: last example, majority and written of "denoise", written of "reconstruct", truth."""
+    """(count · 5, S, S, 3) uint8 of each of the first ``count`` pictures what :data:`PAINTED` says."""
     own = problems["denoise"][:count]
     rows = [
         torch.stack([problem.shown[-1] for problem in own]),
@@ -165,7 +160,7 @@ def painted(
         torch.stack([problem.truth for problem in own]),
     ]
     pixels = torch.stack([paint(row) for row in rows], dim=1)
-    return (pixels.clamp(0, 1) * 255).round().byte().permute(0, 1, 3, 4, 2).numpy()
+    return (pixels.flatten(0, 1).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
         "prompts": prompts(work, drawn["image_text_prompts"]) if drawn else [],
         "practised": work.experiment.pretrain.mixture.interleaved > 0,
         "named": named(work, figures["visual_words"]) if "visual_words" in figures else [],
+        "context": in_context(work, figures["in_context"]) if "in_context" in figures else None,
         "curves": training_curves(work),
         "tokens": token_plots(work, tokenizer, figures["tokenizer"]) if "tokenizer" in figures else None,
         **provenance(work),
@@ -160,6 +161,24 @@ def named(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
         {**sample, "picture": picture, "rows": [sample["words"][y * grid : (y + 1) * grid] for y in range(grid)]}
         for sample, picture in zip(samples, thumbnails(work, "captions", samples), strict=True)
     ]
+
+
+def in_context(work: Workspace, figures: dict[str, Any]) -> dict[str, Any]:
+    """Episodes with the words of their pictures, and pyramids that were written, painted."""
+    samples, names = figures["samples"], figures["painted"]
+    every = [example for sample in samples for example in [*sample["examples"], sample]]
+    pictures = iter(thumbnails(work, "captions", every))
+    episodes = [
+        {**sample, "examples": [{**example, "picture": next(pictures)} for example in sample["examples"]],
+         "picture": next(pictures), "right": sample["chosen"] == sample["truth"]}
+        for sample in samples
+    ]  # fmt: skip
+    images = iter(read_images(work, "in_context", len(figures["numbers"]) * len(names)))
+    painted = [
+        {"original": original, "made": {name: data_uri(next(images)) for name in names}}
+        for original in thumbnails(work, "captions", [{"number": number} for number in figures["numbers"]])
+    ]
+    return {"episodes": episodes, "painted": painted, "cells": figures["cells"], "layers": figures["layers"]}
 
 
 def thumbnails(work: Workspace, part: str, samples: list[dict[str, Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 
 from eval.few_shot import Bench, answers, understanding
 from lavit.data.order import generator_for
-from lavit.data.packing import document_length
+from lavit.data.packing import document_length, pack
 from lavit.generation.denoising import (
     DenoisingConfig,
     Problem,
@@ -217,7 +217,10 @@ def asked_of(count: int, ways: int = 3) -> list:
     shown = [show(e, c, "words", WORDS, None, generator_for(0)) for e, c in zip(episodes, codes, strict=True)]
     names = [[name * (1 + i % 2) for i, name in enumerate(episode.names)] for episode in episodes]  # of two lengths
     setting = SettingConfig(induction=False)
-    return [ask(CONTEXTS, n, s, IDS, SettingConfig() if i else setting) for i, (n, s) in enumerate(zip(names, shown))]
+    return [
+        ask(CONTEXTS, n, s, IDS, SettingConfig() if i else setting)
+        for i, (n, s) in enumerate(zip(names, shown, strict=True))
+    ]
 
 
 def test_likelihoods_and_texts_are_those_of_whole_forward_passes(model):
@@ -434,19 +437,12 @@ def test_pyramids_are_written_of_listed_words_and_as_by_hand(model, variant, tem
     for start, end in [(0, 5), (5, 9), (13, 14)]:
         document = prompt(CONTEXTS, problems[0], variant, made[0, :5], (start, end), ids)
         for place in range(start, end):
-            logits = text_logits(model, model.hidden(_packed(document))[0, -1])
+            logits = text_logits(model, model.hidden(pack([document]))[0, -1])
             assert int(logits[ids].argmax()) == made[0, place]
             document = [*document, Span("image", ids[made[0, place : place + 1]])]
 
 
-def _packed(document):
-    from lavit.data.packing import pack
-
-    return pack([document])
-
-
-def test_a_model_that_copies_writes_what_its_examples_have_in_common(model):
-    """Examples of one and the same pyramid, by a model whose next word is the one that followed before."""
+def test_shares_of_right_words_by_layer():
     problem = Problem(None, truth()[:1].expand(3, -1), None, truth()[0])
     assert torch.equal(majority_copy(problem.shown), problem.truth)
     assert accuracy_by_layer(problem.truth[None], problem.truth[None], COUNTS) == [1, 1, 1]

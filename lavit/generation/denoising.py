@@ -2,8 +2,9 @@
 
 Progressive decoding of SPAE (arXiv 2306.17842, section 3.3): the upper layers are written one word after the other, the
 deeper ones in segments, each after the upper words. The examples of "denoise" are copies of the query's own pyramid
-that grow cleaner, so that the commonest word of every place is the baseline to beat. Those of "reconstruct" are other
-pictures, corrupted and clean, and the query is given corrupted.
+that grow cleaner, so that the commonest word of every place is the baseline to beat; the clean one is none of them,
+since it would only have to be copied. Those of "reconstruct" are other pictures, corrupted and clean, and the query is
+given corrupted.
 """
 
 from __future__ import annotations
