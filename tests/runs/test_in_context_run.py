@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -180,21 +179,17 @@ def test_classes_are_of_concepts_and_of_pictures(data):
         (["evaluation.in_context.category.settings=[{shots: 3}]"], "need 2 classes with 4 different pictures"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_read(data, copied, words, settings, words_of, capsys):
-    with pytest.raises(SystemExit) as end:
-        evaluate(data, copied, *settings)
-    assert end.value.code == 2
-
-    assert re.search(words_of, capsys.readouterr().err)
+def test_what_cannot_be_is_said_before_anything_is_read(data, copied, words, settings, words_of):
+    with pytest.raises(ValueError, match=words_of):
+        in_context.main(load_experiment(data / "tiny.yaml", [f"run={copied}", *settings]), copied)
     assert not (copied / "eval" / "in_context" / "parts").exists()
 
 
-def test_words_that_the_list_has_not(data, copied, words, monkeypatch, capsys):
+def test_words_that_the_list_has_not(data, copied, words, monkeypatch):
+    experiment = load_experiment(data / "tiny.yaml", [f"run={copied}"])
     monkeypatch.setattr(Codes, "codes", lambda self, number: torch.full((14,), WORDS))
-    with pytest.raises(SystemExit):
-        evaluate(data, copied)
-    assert f"has words from {WORDS} to {WORDS} and the word list has {WORDS}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"has words from {WORDS} to {WORDS} and the word list has {WORDS}"):
+        in_context.main(experiment, copied)
     monkeypatch.setattr(Codes, "codes", lambda self, number: torch.zeros(0, dtype=torch.int64))
-    with pytest.raises(SystemExit):
-        evaluate(data, copied)
-    assert "has no words, for it could not be read" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="has no words, for it could not be read"):
+        in_context.main(experiment, copied)
