@@ -52,8 +52,8 @@ HEADLINES = {
     "vqa.accuracy": "VQA accuracy",
     "reconstruction.r5": "reconstruction R@5",
     "text_to_image.rendered_r10": "text to image R@10",
-    "visual_words.category_accuracy": "class by visual words",
     "in_context.accuracy": "answers in context",
+    "visual_words.category_accuracy": "class by visual words",
 }
 
 

@@ -32,10 +32,10 @@ REQUIRED = {
     + " ".join(f"budget_{name}_{figure}" for name in ("own", *BUDGETS) for figure in Budget._fields),
     "text_to_image": "feature_r10 rendered_r10 shuffled_r10 chance_r10 feature_nearest_r10 rendered_nearest_r10 n "
     "image_text_picture_nearer image_text_thing_nearer image_text_chance image_text_n",
-    "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled "
-    "hit5_constant n",
     "in_context": "accuracy chance n episodes denoise_accuracy denoise_majority denoise_last denoise_random denoise_n "
     "reconstruct_accuracy reconstruct_given reconstruct_majority reconstruct_n",
+    "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled "
+    "hit5_constant n",
 }
 LAVIT = ("tokenizer", "caption", "vqa", "reconstruction", "text_to_image")  # what a run has that names no stages
 EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
@@ -129,8 +129,8 @@ GROUPS = {
     "vqa": "Questions",
     "reconstruction": "Reconstruction",
     "text_to_image": "Text to image",
-    "visual_words": "Visual words",
     "in_context": "In context",
+    "visual_words": "Visual words",
 }
 TABLE = (
     Figure("tokenizer", "cosine", "Cosine of the reconstructed features", {"constant mean": "cosine_constant"}),
@@ -174,15 +174,6 @@ TABLE = (
     Figure("text_to_image", "image_text_thing_nearer", "Drawn of picture and text: nearer to the text's", {
         "chance": "image_text_chance", "shuffled": "image_text_thing_shuffled",
         "text alone": "image_text_thing_text_alone"}, note="than to another one, {image_text_n} drawings"),
-    Figure("visual_words", "divergence", "Divergence of the predictions from the visual words", {
-        "constant distribution": "divergence_constant", "before the last phase": "divergence_before"},
-           lower=True, top=None, note="nats, held-out patches"),
-    Figure("visual_words", "category_accuracy", "Likeliest class word is that of the caption", {
-        "chance": "category_chance", "majority": "category_majority", "shuffled": "category_shuffled"}),
-    Figure("visual_words", "hit5", "One of the five most telling words is in the caption", {
-        "five commonest words": "hit5_constant", "shuffled": "hit5_shuffled"}),
-    Figure("visual_words", "entropy", "Entropy of the visual words of a patch", {}, {"of their mean": "entropy_mean"},
-           top=None, note="nats; equal to that of their mean where all patches have the same words"),
     *(Figure("in_context", key, f"{title} in context, {ways} ways", {
         "chance": f"{key}_chance", "words dealt anew": f"{key}_shuffled", "random words": f"{key}_random",
         "shared words, no model": f"{key}_overlap", "similar words, no model": f"{key}_similarity"},
@@ -195,6 +186,15 @@ TABLE = (
     Figure("in_context", "reconstruct_accuracy", "Words of a corrupted picture made right", {
         "left as they are": "reconstruct_given", "commonest word": "reconstruct_majority",
         "random words": "reconstruct_random"}, note="after examples of other pictures"),
+    Figure("visual_words", "divergence", "Divergence of the predictions from the visual words", {
+        "constant distribution": "divergence_constant", "before the last phase": "divergence_before"},
+           lower=True, top=None, note="nats, held-out patches"),
+    Figure("visual_words", "category_accuracy", "Likeliest class word is that of the caption", {
+        "chance": "category_chance", "majority": "category_majority", "shuffled": "category_shuffled"}),
+    Figure("visual_words", "hit5", "One of the five most telling words is in the caption", {
+        "five commonest words": "hit5_constant", "shuffled": "hit5_shuffled"}),
+    Figure("visual_words", "entropy", "Entropy of the visual words of a patch", {}, {"of their mean": "entropy_mean"},
+           top=None, note="nats; equal to that of their mean where all patches have the same words"),
 )  # fmt: skip
 
 

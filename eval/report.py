@@ -61,8 +61,8 @@ def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
         "drawings": drawings(work, drawn) if drawn else [],
         "prompts": prompts(work, drawn["image_text_prompts"]) if drawn else [],
         "practised": work.experiment.pretrain.mixture.interleaved > 0,
-        "named": named(work, figures["visual_words"]) if "visual_words" in figures else [],
         "context": in_context(work, figures["in_context"]) if "in_context" in figures else None,
+        "named": named(work, figures["visual_words"]) if "visual_words" in figures else [],
         "curves": training_curves(work),
         "tokens": token_plots(work, tokenizer, figures["tokenizer"]) if "tokenizer" in figures else None,
         **provenance(work),
@@ -154,15 +154,6 @@ def prompts(work: Workspace, samples: list[dict[str, Any]]) -> list[dict[str, An
     return [{**sample, "picture": picture, "drawn": data_uri(image)} for sample, picture, image in shown]
 
 
-def named(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """Pictures with the words of each patch, row by row."""
-    samples, grid = evenly(figures["samples"], SHOWN["visual_words"]), figures["grid"]
-    return [
-        {**sample, "picture": picture, "rows": [sample["words"][y * grid : (y + 1) * grid] for y in range(grid)]}
-        for sample, picture in zip(samples, thumbnails(work, "captions", samples), strict=True)
-    ]
-
-
 def in_context(work: Workspace, figures: dict[str, Any]) -> dict[str, Any]:
     """Episodes with the words of their pictures, and pyramids that were written, painted."""
     samples, names = figures["samples"], figures["painted"]
@@ -179,6 +170,15 @@ def in_context(work: Workspace, figures: dict[str, Any]) -> dict[str, Any]:
         for original in thumbnails(work, "captions", [{"number": number} for number in figures["numbers"]])
     ]
     return {"episodes": episodes, "painted": painted, "cells": figures["cells"], "layers": figures["layers"]}
+
+
+def named(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pictures with the words of each patch, row by row."""
+    samples, grid = evenly(figures["samples"], SHOWN["visual_words"]), figures["grid"]
+    return [
+        {**sample, "picture": picture, "rows": [sample["words"][y * grid : (y + 1) * grid] for y in range(grid)]}
+        for sample, picture in zip(samples, thumbnails(work, "captions", samples), strict=True)
+    ]
 
 
 def thumbnails(work: Workspace, part: str, samples: list[dict[str, Any]]) -> list[str]:
