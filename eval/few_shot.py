@@ -100,13 +100,18 @@ def answers(bench: Bench, cell: Cell, classes: Classes, part: range) -> list[dic
 
 
 def judged(contexts: Contexts, episode: Episode, answer: Answered) -> dict[str, Any]:
-    """The likeliest name and the text written for every query, and the shares of them that are right."""
+    """The likeliest name and the text written for every query, and the shares of them that are right.
+
+    "calibrated" takes the name that gains most over questions that say nothing.
+    """
     chosen = answer.likelihood.argmax(1).tolist()
+    gained = (answer.likelihood - answer.prior).argmax(1)
     texts = [contexts.read(ids) for ids in answer.written]
     exact = [text.lower() == name.lower() for text, name in zip(texts, episode.names, strict=True)]
     right = [number == place for place, number in enumerate(chosen)]
     return {
         "accuracy": sum(right) / len(right),
+        "calibrated": float((gained == torch.arange(len(gained))).double().mean()),
         "exact": sum(exact) / len(exact),
         "chosen": [episode.names[number] for number in chosen],
         "written": texts,
@@ -129,7 +134,7 @@ def understanding(config: InContextConfig, answered: dict[Cell, list[dict[str, A
     rows, figures = [], {}
     for cell, results in answered.items():
         row: dict[str, Any] = {**cell._asdict(), "chance": 1 / cell.ways, "episodes": len(results)}
-        for name in ("accuracy", "exact", *GUESSES):
+        for name in ("accuracy", "calibrated", "exact", *GUESSES):
             row[name], row[f"{name}_error"] = mean_and_error([result[name] for result in results])
         rows.append(row)
     for task, ways in dict.fromkeys((row["task"], row["ways"]) for row in rows):
@@ -137,7 +142,9 @@ def understanding(config: InContextConfig, answered: dict[Cell, list[dict[str, A
         ours = [row for row in its if row["arm"] == "words" and row["words"] == config.words[0]]
         key = f"{task}_{ways}way"
         figures |= {key: ours[0]["accuracy"], f"{key}_mean": sum(row["accuracy"] for row in ours) / len(ours)}
-        figures |= {f"{key}_{name}": ours[0][name] for name in ("accuracy_error", "exact", "chance", *GUESSES)}
+        figures |= {
+            f"{key}_{name}": ours[0][name] for name in ("accuracy_error", "calibrated", "exact", "chance", *GUESSES)
+        }
         figures |= {f"{key}_{row['arm']}": row["accuracy"] for row in its if row["arm"] != "words"}
     ours = [row for row in rows if row["arm"] == "words"]
     return {

@@ -177,7 +177,8 @@ TABLE = (
     *(Figure("in_context", key, f"{title} in context, {ways} ways", {
         "chance": f"{key}_chance", "words dealt anew": f"{key}_shuffled", "random words": f"{key}_random",
         "shared words, no model": f"{key}_overlap", "similar words, no model": f"{key}_similarity"},
-             {"words near the name": f"{key}_named"}, note=f"± {{{key}_accuracy_error:.3f}}")
+             {"words near the name": f"{key}_named"},
+             note=f"± {{{key}_accuracy_error:.3f}}; calibrated {{{key}_calibrated:.3f}}")
       for task, title in (("category", "Class word"), ("label", "Thing"))
       for ways in (2, 5) for key in [f"{task}_{ways}way"]),
     Figure("in_context", "denoise_accuracy", "Words written after corrupted copies", {

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from eval.few_shot import Bench, answers, understanding
+from eval.few_shot import Bench, answers, judged, understanding
 from lavit.data.order import generator_for
 from lavit.data.packing import document_length, pack
 from lavit.generation.denoising import (
@@ -25,6 +25,7 @@ from lavit.generation.denoising import (
 )
 from lavit.generation.episodes import (
     Cell,
+    Episode,
     InContextConfig,
     SettingConfig,
     Shown,
@@ -36,6 +37,7 @@ from lavit.generation.episodes import (
     show,
 )
 from lavit.generation.in_context import (
+    Answered,
     Contexts,
     answer_in_context,
     check_word_ids,
@@ -188,7 +190,9 @@ def test_too_few_classes_are_named_with_their_number():
 
 
 def test_a_prompt_holds_exactly_the_ids_given():
-    shown = Shown(torch.tensor([[3, 4], [9, 9]]), torch.tensor([[7, 8], [1, 2]]), torch.tensor([1, 0]))
+    shown = Shown(
+        torch.tensor([[3, 4], [9, 9]]), torch.tensor([[7, 8], [1, 2]]), torch.tensor([1, 0]), torch.tensor([[5, 6]])
+    )
     asked = ask(CONTEXTS, ["cat", "dog"], shown, IDS, SettingConfig(repeats=1))
 
     def letters(text: str) -> list[int]:
@@ -204,6 +208,7 @@ def test_a_prompt_holds_exactly_the_ids_given():
     assert torch.cat([span.ids for span in asked.questions[1]]).tolist() == last
     assert [answer.tolist() for answer in asked.answers] == [letters(" cat\n"), letters(" dog\n")]
     assert [span.ids.tolist() for span in asked.context if span.modality == "image"][0] == IDS[[3, 4]].tolist()
+    assert IDS[[5, 6]].tolist() == [span.ids for span in asked.free[0] if span.modality == "image"][0].tolist()
     plain = ask(CONTEXTS, ["cat", "dog"], shown, IDS, SettingConfig(induction=False))
     assert torch.cat([span.ids for span in plain.context]).tolist() == [0, *both]
 
@@ -232,13 +237,19 @@ def test_likelihoods_and_texts_are_those_of_whole_forward_passes(model):
     asked = asked_of(2)
     assert document_length(asked[0].context) != document_length(asked[1].context)
     for one, found in zip(asked, answer_in_context(model, asked, CONTEXTS.stop, 4), strict=True):
-        for row, question in enumerate(one.questions):
+        prior = torch.zeros(len(one.answers))
+        for row, question in enumerate([*one.questions, *one.free]):
             start = torch.cat([span.ids for span in [*one.context, *question]])
             for slot, answer in enumerate(one.answers):
                 with torch.no_grad():
                     logits = plain(torch.cat([start, answer])[None]).logits[0]
                 logs = logits[len(start) - 1 : -1].log_softmax(-1).gather(1, answer[:, None])
+                if row >= len(one.questions):
+                    prior[slot] += logs.mean() / len(one.free)
+                    continue
                 torch.testing.assert_close(found.likelihood[row, slot], logs.mean(), rtol=1e-4, atol=1e-4)
+            if row >= len(one.questions):
+                continue
             text: list[int] = []
             while len(text) < 4 and CONTEXTS.stop not in text:
                 with torch.no_grad():
@@ -250,6 +261,7 @@ def test_likelihoods_and_texts_are_those_of_whole_forward_passes(model):
                         )
                     )
             assert found.written[row].tolist() == text
+        torch.testing.assert_close(found.prior, prior, rtol=1e-4, atol=1e-4)
 
 
 def test_what_stands_beside_an_episode_changes_nothing(model):
@@ -266,6 +278,14 @@ def test_a_model_that_copies_is_always_right_and_a_constant_one_by_chance(copier
     constant.head.text.zero_()
     assert accuracy(constant, cell(2)) == 1 / 2 and accuracy(constant, cell(5)) == pytest.approx(1 / 5)
     assert accuracy(constant, cell(2), name="exact") == 0
+
+
+def test_calibration_takes_away_what_the_context_alone_makes_likely():
+    """All queries are answered with the first name, and the right one gains most over nothing."""
+    likelihood, prior = torch.tensor([[-1.0, -3.0], [-1.2, -2.0]]), torch.tensor([-1.1, -2.5])
+    episode = Episode(["cat", "dog"], [], [1, 2])
+    found = judged(CONTEXTS, episode, Answered(likelihood, prior, [CONTEXTS.answer("Cat"), CONTEXTS.answer("hat")]))
+    assert found == {"accuracy": 0.5, "calibrated": 1.0, "exact": 0.5, "chosen": ["cat"] * 2, "written": ["Cat", "hat"]}
 
 
 def test_shuffled_and_random_words_take_the_advantage_away(copier):

@@ -18,6 +18,7 @@ from lavit.generation.denoising import DenoisingConfig
 from lavit.generation.in_context import PRECISIONS, Asked, Contexts, induction_of
 
 CONTROLS = ("shuffled", "random", "named")
+FREE = 2  # questions of random words, by which an episode's likelihoods are calibrated
 NEAR = 12  # words near a name that a picture's are drawn from, so that two pictures of one class differ
 
 
@@ -180,12 +181,19 @@ def _draw(classes: Classes, enough: list[str], ways: int, shots: int, generator:
 
 
 class Shown(NamedTuple):
-    """What stands for an episode's pictures: examples (N * shots, W) and queries (N, W) int64, places in a word list;
-    labels (N * shots,) int64 the class of each example."""
+    """What stands for an episode's pictures, as places in a word list.
+
+    Attributes:
+        examples: (N · shots, W) int64.
+        queries: (N, W) int64.
+        labels: (N · shots,) int64 the class of each example.
+        free: (FREE, W) int64 random words, which say nothing.
+    """
 
     examples: Tensor
     queries: Tensor
     labels: Tensor
+    free: Tensor
 
 
 def show(episode: Episode, codes: Tensor, arm: str, size: int, near: Tensor | None, lot: torch.Generator) -> Shown:
@@ -209,7 +217,7 @@ def show(episode: Episode, codes: Tensor, arm: str, size: int, near: Tensor | No
     examples, queries = codes[:count], codes[count:]
     if arm == "shuffled":
         examples = examples[torch.randperm(count, generator=lot)]
-    return Shown(examples, queries, labels)
+    return Shown(examples, queries, labels, torch.randint(size, (FREE, codes.shape[1]), generator=lot))
 
 
 def ask(contexts: Contexts, names: list[str], shown: Shown, ids: Tensor, setting: SettingConfig) -> Asked:
@@ -217,5 +225,5 @@ def ask(contexts: Contexts, names: list[str], shown: Shown, ids: Tensor, setting
     document: Document = contexts.begin(induction_of(sorted(names)) if setting.induction else "")
     for words, label in list(zip(shown.examples, shown.labels.tolist(), strict=True)) * (setting.repeats + 1):
         document += contexts.example((ids[words],), names[label])
-    questions = [contexts.ask(ids[words]) for words in shown.queries]
-    return Asked(document, questions, [contexts.answer(name) for name in names])
+    questions, free = ([contexts.ask(ids[words]) for words in rows] for rows in (shown.queries, shown.free))
+    return Asked(document, questions, [contexts.answer(name) for name in names], free)

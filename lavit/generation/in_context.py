@@ -111,17 +111,26 @@ class Asked(NamedTuple):
         context: the examples.
         questions: Q of them, each answered on its own.
         answers: N of (n,) int64 ids, one of which is right.
+        free: questions that say nothing, by which likelihoods are calibrated.
     """
 
     context: Document
     questions: list[Document]
     answers: list[Tensor]
+    free: list[Document]
 
 
 class Answered(NamedTuple):
-    """likelihood (Q, N) float32 of the answers, the mean over their tokens; written: Q of (n,) int64, greedily."""
+    """What a model makes of the questions of one context.
+
+    Attributes:
+        likelihood: (Q, N) float32 log-likelihood of each answer, the mean over its tokens.
+        prior: (N,) float32 the same after questions that say nothing, their mean (arXiv 2102.09690).
+        written: Q of (n,) int64, greedily.
+    """
 
     likelihood: Tensor
+    prior: Tensor
     written: list[Tensor]
 
 
@@ -135,23 +144,28 @@ def answer_in_context(model: UnifiedLM, asked: list[Asked], stop: int, most: int
         ValueError: a prompt with its answer is longer than the model reads, or questions of several lengths.
     """
     check_room(model, asked, most)
-    questions = [torch.cat([span.ids for span in question]) for one in asked for question in one.questions]
+    rows = [(number, question, q < len(one.questions))
+            for number, one in enumerate(asked) for q, question in enumerate([*one.questions, *one.free])]  # fmt: skip
+    questions = [torch.cat([span.ids for span in question]) for _, question, _ in rows]
     if len({len(ids) for ids in questions}) != 1:
         raise ValueError("the questions of a batch have several lengths; ask those of one number of words together")
-    owner = [number for number, one in enumerate(asked) for _ in one.questions]
     room = len(questions[0]) + max(most, *(len(answer) for one in asked for answer in one.answers))
     cache = Cache(model, [one.context for one in asked], room)
-    cache.select(owner)
+    cache.select([number for number, _, _ in rows])
     cache.feed(torch.stack(questions).to(cache.device))
     cache.keep()
-    slots = [[asked[number].answers[slot] for number in owner] for slot in range(len(asked[0].answers))]
+    slots = [[asked[number].answers[slot] for number, _, _ in rows] for slot in range(len(asked[0].answers))]
     likelihood = torch.stack([mean_likelihood(model, cache, answers) for answers in slots], dim=1).cpu()
-    written = [torch.tensor(row, device="cpu") for row in go_on(cache, len(owner), _Line(model, stop, most))]
+    real = [row for row, (_, _, counts) in enumerate(rows) if counts]
+    cache.select(real)
+    texts = iter(go_on(cache, len(real), _Line(model, stop, most)))
     out, start = [], 0
     for one in asked:
-        end = start + len(one.questions)
-        out.append(Answered(likelihood[start:end], written[start:end]))
-        start = end
+        asks, says = len(one.questions), len(one.free)
+        its = likelihood[start : start + asks + says]
+        written = [torch.tensor(next(texts), device="cpu") for _ in range(asks)]
+        out.append(Answered(its[:asks], its[asks:].mean(0) if says else torch.zeros(its.shape[1]), written))
+        start += asks + says
     return out
 
 
