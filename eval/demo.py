@@ -45,6 +45,7 @@ OTHERS = (
     Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),
     Stage("vocoder", "tokenizer.train_vocoder", needs=("extract",), ranks=True, group=TOGETHER),
     Stage("eval/speech", "eval.speech", needs=("pretrain", "vocoder"), group=TOGETHER),
+    Stage("eval/in_context", "eval.in_context", needs=("words",), group=TOGETHER),
 )
 
 HEADLINES = {
@@ -54,6 +55,7 @@ HEADLINES = {
     "vqa.accuracy": "VQA accuracy",
     "reconstruction.r5": "reconstruction R@5",
     "text_to_image.rendered_r10": "text to image R@10",
+    "in_context.accuracy": "answers in context",
     "visual_words.category_accuracy": "class by visual words",
     "speech.cer": "speech to text, character error rate",
 }

@@ -32,6 +32,8 @@ REQUIRED = {
     + " ".join(f"budget_{name}_{figure}" for name in ("own", *BUDGETS) for figure in Budget._fields),
     "text_to_image": "feature_r10 rendered_r10 shuffled_r10 chance_r10 feature_nearest_r10 rendered_nearest_r10 n "
     "image_text_picture_nearer image_text_thing_nearer image_text_chance image_text_n",
+    "in_context": "accuracy chance n episodes denoise_accuracy denoise_majority denoise_last denoise_random denoise_n "
+    "reconstruct_accuracy reconstruct_given reconstruct_majority reconstruct_n",
     "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled "
     "hit5_constant n",
     "speech": "cer cer_shuffled cer_mixed cer_nearest cer_constant wer retrieval_r1 retrieval_chance_r1 tokens_mean "
@@ -130,6 +132,7 @@ GROUPS = {
     "vqa": "Questions",
     "reconstruction": "Reconstruction",
     "text_to_image": "Text to image",
+    "in_context": "In context",
     "visual_words": "Visual words",
     "speech": "Speech",
 }
@@ -175,6 +178,19 @@ TABLE = (
     Figure("text_to_image", "image_text_thing_nearer", "Drawn of picture and text: nearer to the text's", {
         "chance": "image_text_chance", "shuffled": "image_text_thing_shuffled",
         "text alone": "image_text_thing_text_alone"}, note="than to another one, {image_text_n} drawings"),
+    *(Figure("in_context", key, f"{title} in context, {ways} ways", {
+        "chance": f"{key}_chance", "words dealt anew": f"{key}_shuffled", "random words": f"{key}_random",
+        "shared words, no model": f"{key}_overlap", "similar words, no model": f"{key}_similarity"},
+             {"words near the name": f"{key}_named"},
+             note=f"± {{{key}_accuracy_error:.3f}}; calibrated {{{key}_calibrated:.3f}}")
+      for task, title in (("category", "Class word"), ("label", "Thing"))
+      for ways in (2, 5) for key in [f"{task}_{ways}way"]),
+    Figure("in_context", "denoise_accuracy", "Words written after corrupted copies", {
+        "commonest word": "denoise_majority", "last copy": "denoise_last", "random words": "denoise_random"},
+           note="{denoise_n} pictures"),
+    Figure("in_context", "reconstruct_accuracy", "Words of a corrupted picture made right", {
+        "left as they are": "reconstruct_given", "commonest word": "reconstruct_majority",
+        "random words": "reconstruct_random"}, note="after examples of other pictures"),
     Figure("visual_words", "divergence", "Divergence of the predictions from the visual words", {
         "constant distribution": "divergence_constant", "before the last phase": "divergence_before"},
            lower=True, top=None, note="nats, held-out patches"),

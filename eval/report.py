@@ -62,6 +62,7 @@ def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
         "drawings": drawings(work, drawn) if drawn else [],
         "prompts": prompts(work, drawn["image_text_prompts"]) if drawn else [],
         "practised": work.experiment.pretrain.mixture.interleaved > 0,
+        "context": in_context(work, figures["in_context"]) if "in_context" in figures else None,
         "named": named(work, figures["visual_words"]) if "visual_words" in figures else [],
         "spoken": spoken(work, figures["speech"]) if "speech" in figures else [],
         "curves": training_curves(work),
@@ -153,6 +154,24 @@ def prompts(work: Workspace, samples: list[dict[str, Any]]) -> list[dict[str, An
     images = read_images(work, "text_to_image", len(samples), "prompts.npy")
     shown = zip(samples, thumbnails(work, "captions", samples), images, strict=True)
     return [{**sample, "picture": picture, "drawn": data_uri(image)} for sample, picture, image in shown]
+
+
+def in_context(work: Workspace, figures: dict[str, Any]) -> dict[str, Any]:
+    """Episodes with the words of their pictures, and pyramids that were written, painted."""
+    samples, names = figures["samples"], figures["painted"]
+    every = [example for sample in samples for example in [*sample["examples"], sample]]
+    pictures = iter(thumbnails(work, "captions", every))
+    episodes = [
+        {**sample, "examples": [{**example, "picture": next(pictures)} for example in sample["examples"]],
+         "picture": next(pictures), "right": sample["chosen"] == sample["truth"]}
+        for sample in samples
+    ]  # fmt: skip
+    images = iter(read_images(work, "in_context", len(figures["numbers"]) * len(names)))
+    painted = [
+        {"original": original, "made": {name: data_uri(next(images)) for name in names}}
+        for original in thumbnails(work, "captions", [{"number": number} for number in figures["numbers"]])
+    ]
+    return {"episodes": episodes, "painted": painted, "cells": figures["cells"], "layers": figures["layers"]}
 
 
 def named(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:

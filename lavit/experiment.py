@@ -13,6 +13,7 @@ from lavit.data.llms import LLMS
 from lavit.data.mixture import MixtureConfig
 from lavit.data.prepare import DataConfig
 from lavit.data.text import TextTokenizerConfig, TrainedTextConfig
+from lavit.generation.episodes import InContextConfig, check_in_context
 from lavit.generation.plans import ImagePlan, TextPlan, check_plan
 from lavit.layers.port import PROJECTORS
 from lavit.model import FITS, ModelConfig, check_reading
@@ -179,6 +180,7 @@ class EvaluationConfig:
     image: ImagePlan = field(default_factory=ImagePlan)
     transcript: TextPlan = field(default_factory=TextPlan)
     speech: ImagePlan = field(default_factory=ImagePlan)
+    in_context: InContextConfig = field(default_factory=InContextConfig)
 
 
 @dataclass
@@ -330,6 +332,7 @@ def check(experiment: Experiment) -> None:
             raise ValueError(f"{key}.text: all phases have one text tokenizer; set pretrain.text")
     for name in ("text", "answer", "image", "transcript", "speech"):
         check_plan(getattr(e.evaluation, name), f"evaluation.{name}")
+    check_in_context(e.evaluation.in_context)
     llm, text = e.pretrain.model.llm, e.pretrain.text
     if llm.asset != text.asset:
         raise ValueError(

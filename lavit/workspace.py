@@ -36,6 +36,7 @@ from lavit.data.shards import Shards
 from lavit.data.text import open_text_tokenizer
 from lavit.data.texts import TextSet
 from lavit.experiment import Experiment, PretrainStage
+from lavit.generation.in_context import frozen_llm
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.renderers.latents import open_vae
@@ -205,6 +206,12 @@ class Workspace:
     def model(self) -> UnifiedLM:
         """The pretrained language model, in evaluation mode."""
         return load_weights(self.new_model(), self.run / "pretrain" / "model.safetensors")
+
+    def frozen_llm(self) -> UnifiedLM:
+        """The language model as it was before anything was trained here, for what it does in context."""
+        e = self.experiment
+        precision = e.evaluation.in_context.precision
+        return frozen_llm(e.pretrain.model, len(self.text_tokenizer()), e.seed, precision)
 
     def mixture(self, vocabulary: Vocabulary, split: str = "train", stage: PretrainStage | None = None) -> Mixture:
         """A split's documents of captioned pictures and of those with questions, for a phase or all of stage 2."""

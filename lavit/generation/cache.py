@@ -90,6 +90,10 @@ class Cache:
         self.memory.select(index)
         self.real, self.next_position, self.last = self.real[index], self.next_position[index], self.last[index]
 
+    def keep(self) -> None:
+        """Let what was read by now count as the documents, to which :meth:`rewind` goes back."""
+        self.width, self.read = self.memory.length, (self.next_position, self.last)
+
     def rewind(self) -> None:
         """Forget what was read after the documents."""
         self.memory.length = self.width
