@@ -40,7 +40,12 @@ LAVIT = (
 # Between the data and the decoder, where the decoder works on latents of a VAE that is to be trained.
 AUTOENCODER = Stage("autoencoder", "tokenizer.train_autoencoder", needs=("data",), ranks=True)
 # What ``demo.stages`` may name beside them.
-OTHERS = (Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),)
+OTHERS = (
+    Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),
+    Stage("pyramid", "tokenizer.train_pyramid", needs=("data",), ranks=True),
+    Stage("words", "tokenizer.extract_words", needs=("pyramid",)),
+    Stage("eval/pyramid", "eval.pyramid", needs=("words",), group=TOGETHER),
+)
 
 HEADLINES = {
     "tokenizer.cosine": "tokenizer cosine, held out",
