@@ -55,6 +55,9 @@ HEADLINES = {
     "reconstruction.r5": "reconstruction R@5",
     "text_to_image.rendered_r10": "text to image R@10",
     "visual_words.category_accuracy": "class by visual words",
+    "pyramid.psnr": "pyramid PSNR",
+    "pyramid.r5": "pyramid R@5",
+    "pyramid.label_r10": "label R@10 by upper words",
 }
 
 

@@ -39,9 +39,11 @@ def main(experiment: Experiment, run: Path) -> None:
 
     def batch_at(place: Place) -> PyramidBatch:
         numbers = items_at(place, stage.train.accumulate, len(pictures), seed)
-        layers = [prefix_of(generator, stage.loss.shorter, len(tokenizer.counts)) for generator in generators_at(place, seed)]
-        given = (None if part is None else part[numbers] for part in (pooled, vectors))
-        return PyramidBatch(pictures.pixels(numbers, size) * 2 - 1, torch.tensor(layers), *given)
+        drawn = generators_at(place, seed)
+        layers = [prefix_of(generator, stage.loss.shorter, len(tokenizer.counts)) for generator in drawn]
+        given = [None if part is None else part[numbers] for part in (pooled, vectors)]
+        seen = pictures.inputs(numbers, 0) if stage.loss.features and pictures.cached is not None else None
+        return PyramidBatch(pictures.pixels(numbers, size) * 2 - 1, torch.tensor(layers), *given, seen)
 
     def before_step(step: int) -> None:
         objective.adversary.active = step >= stage.loss.adversary.start

@@ -74,18 +74,22 @@ class AutoencoderObjective(nn.Module):
         return AutoencoderLoss(loss, error.detach(), kl.detach(), distance.detach())
 
 
-def feature_distance(encoder: nn.Module, rebuilt: Tensor, images: Tensor) -> Tensor:
+def feature_distance(encoder: nn.Module, rebuilt: Tensor, images: Tensor, wanted: Tensor | None = None) -> Tensor:
     """() mean over patches of 1 − cosine of an encoder's standardized features; its gradient goes to ``rebuilt``.
 
-    Both are (B, 3, S, S) in [-1, 1] and are scaled to the size that the encoder reads.
+    Both are (B, 3, S, S) in [-1, 1] and are scaled to the size that the encoder reads. ``wanted`` (B, P, D) are the
+    standardized features of ``images`` where they are known already.
     """
     encoder = encoder.eval().to(images.device)
     size = encoder.config.image_size
-    wanted, found = (
-        encoder.standardize(encoder.differentiable(nn.functional.interpolate(x, (size, size), mode="bilinear")))
-        for x in ((images.detach() + 1) / 2, (rebuilt + 1) / 2)
-    )
-    return 1 - nn.functional.cosine_similarity(found, wanted.detach(), dim=-1, eps=1e-6).mean()
+
+    def seen(x: Tensor) -> Tensor:
+        scaled = nn.functional.interpolate((x + 1) / 2, (size, size), mode="bilinear")
+        return encoder.standardize(encoder.differentiable(scaled))
+
+    with torch.no_grad():
+        wanted = seen(images) if wanted is None else wanted
+    return 1 - nn.functional.cosine_similarity(seen(rebuilt), wanted, dim=-1, eps=1e-6).mean()
 
 
 def check_autoencoder(config: AutoencoderConfig, key: str = "autoencoder.model") -> None:

@@ -40,12 +40,14 @@ class PyramidLossConfig:
 class PyramidBatch(NamedTuple):
     """images (B, 3, S, S) float32 in [-1, 1]; layers (B,) int64, how many the picture is rebuilt from; pooled (B, F)
     features of a frozen encoder, or None where the autoencoder has pixels alone; vectors (B, E) of length one, by
-    which words are relevant, or None without a semantic loss."""
+    which words are relevant, or None without a semantic loss; seen (B, P, D), the standardized features of the images
+    for the perceptual distance, or None where they are not kept."""
 
     images: Tensor
     layers: Tensor
     pooled: Tensor | None
     vectors: Tensor | None
+    seen: Tensor | None = None
 
 
 class PyramidLoss(NamedTuple):
@@ -93,7 +95,9 @@ class PyramidObjective(nn.Module):
         rebuilt = self.tokenizer.pixels(quantizer.straight(latents, named, batch.layers)).float()
         error = (rebuilt - batch.images).square().mean()
         nothing = torch.zeros_like(error)
-        distance = feature_distance(self._beside[0], rebuilt, batch.images) if cfg.features else nothing
+        distance = nothing
+        if cfg.features:
+            distance = feature_distance(self._beside[0], rebuilt, batch.images, batch.seen)
         commitment = quantizer.commitment(latents, named)
         judged = self.adversary(rebuilt, batch.images)
         appearance = error + cfg.commitment * commitment + cfg.features * distance
