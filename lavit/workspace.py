@@ -272,7 +272,7 @@ class Workspace:
         return read_tensors(path)["words"]
 
     def alignment(self) -> Alignment:
-        """From pooled features of the frozen encoder to sentence vectors, fitted on the training split once in a run."""
+        """From the frozen encoder's pooled features to sentence vectors, fitted on the training split once in a run."""
         path = self.folder("pyramid") / "alignment.safetensors"
         if not path.is_file():
             captions = PictureSet(self.shards("captions", "train")).captions

@@ -2,12 +2,12 @@
 
 PatchGAN: arXiv 1611.07004, section 3.2.2; in an autoencoder: VQGAN, arXiv 2012.09841. LeCam: arXiv 2104.03310, eq. 7.
 
-The usual two optimizers take turns: one moves the generator by −D(x̂), the other moves the critic by its hinge loss. Here
+Usually there are two optimizers: one moves the generator by −D(x̂), the other moves the critic by its hinge loss. Here
 one optimizer moves both by the sum of the two losses, and that is the same: the generator's loss reads the critic
 through detached weights, the critic's loss reads detached pictures, so that no gradient of either reaches the
-other's parameters, and Adam treats every parameter by itself. Both then move from the same point, as two optimizers
-do that step after both losses are computed. What they would share is the clipping of the common norm: set ``clip: 0`` to be
-exact, as the paper's configuration does.
+other's parameters, and Adam treats every parameter by itself. Both move from the same point, as two optimizers do
+that step after both losses are computed. What they share is the clipping of the common norm: ``clip: 0`` is exact, as
+the paper's configuration has it.
 """
 
 from __future__ import annotations

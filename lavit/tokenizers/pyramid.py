@@ -160,8 +160,8 @@ class PyramidQuantizer(nn.Module):
     def tokens(self, named: Named) -> Tokens:
         """As the value type that all tokenizers share; ``position`` counts the cells layer by layer."""
         codes = named.codes
-        keep = torch.ones_like(codes, dtype=torch.bool)
-        return Tokens(codes, keep, named.read.detach(), torch.arange(codes.shape[1], device=codes.device).expand_as(codes))
+        position = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+        return Tokens(codes, torch.ones_like(codes, dtype=torch.bool), named.read.detach(), position)
 
     def latents(self, codes: Tensor) -> Tensor:
         """(B, n) int64 codes of the first n tokens to filled latents (B, C, side, side) float32.

@@ -36,9 +36,7 @@ class RelevanceConfig:
 
 
 def check_relevance(config: RelevanceConfig, key: str) -> None:
-    """Raises ValueError for no folder, no templates, one without a place for the word, or a weight that cannot be."""
-    if config.clip is not None and not Path(config.clip).is_dir():
-        raise ValueError(f"{key}.clip: no folder {config.clip}; leave it out to fit an alignment, or put CLIP there")
+    """Raises ValueError for no templates, one without a place for the word, or a weight that cannot be."""
     if not config.templates or any(text.count("{}") != 1 for text in config.templates):
         raise ValueError(f"{key}.templates {config.templates}: give some, each with one {{}} for the word")
     if not 0 < config.ridge < math.inf:
@@ -86,10 +84,13 @@ class Clip:
     """CLIP of a local folder.
 
     Raises:
-        ValueError: transformers cannot open it.
+        ValueError: there is none, or transformers cannot open it.
     """
 
     def __init__(self, folder: str):
+        if not Path(folder).is_dir():
+            raise ValueError(f"pyramid.relevance.clip: no folder {folder}; put CLIP there, or leave it out to fit an "
+                             "alignment")  # fmt: skip
         try:
             self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
             self.text = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -177,8 +177,10 @@ def embedding_of(folder: Path) -> Tensor:
             if found:
                 return file.get_tensor(found[0]).float()
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{folder / names[0]} cannot be read ({error}); pyramid.words needs the language model's "
-                         "weights in safetensors, or the words' vectors in pyramid.words.vectors") from None  # fmt: skip
+        raise ValueError(
+            f"{folder / names[0]} cannot be read ({error}); pyramid.words needs the language model's weights in "
+            "safetensors, or the words' vectors in pyramid.words.vectors"
+        ) from None
     raise ValueError(f"{folder} has no …{EMBEDDING}; give the words' vectors in pyramid.words.vectors")
 
 

@@ -87,7 +87,7 @@ def test_every_rule_is_what_a_loop_over_places_makes(rule):
 
 
 def test_averages_come_nearer_and_residuals_of_one_codebook_less():
-    """The error of ẑ falls from layer to layer, and ends under that of the alternatives at the same number of tokens."""
+    """The error of ẑ falls from layer to layer, and ends under that of the alternatives at as many tokens."""
     layers, z = PyramidLayers([1, 2, 4, 8, 8, 8]), latents(4, 16, 8)
     book = torch.nn.functional.normalize(codebook(500, 16), dim=-1)
     z = torch.nn.functional.normalize(z, dim=1)

@@ -213,3 +213,18 @@ def test_bad_losses(wrong, words):
 def test_it_is_a_module_without_the_frozen_encoder():
     made = PyramidObjective(tokenizer(), LOSS, WORDS, nn.Linear(2, 2))
     assert {name.split(".")[0] for name, _ in made.named_parameters()} == {"tokenizer", "adversary"}
+
+
+def test_quantization_and_losses_are_exact_in_lower_precision():
+    """Under bf16 the codes are those of the latents that there are, and the semantic loss is computed in fp32."""
+    made = objective()
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = made.tokenizer.latents(batch().images, batch().pooled)
+        named = made.tokenizer.quantizer(latents)
+        out = made(batch())
+        loss = made.semantic(named.read, batch().vectors)
+    assert torch.equal(named.codes, made.tokenizer.quantizer(latents.float()).codes)
+    assert named.read.dtype == loss.dtype == out.loss.dtype == torch.float32
+    torch.testing.assert_close(loss, made.semantic(named.read, batch().vectors))
+    out.loss.backward()
+    assert all(p.grad.isfinite().all() for p in made.parameters())

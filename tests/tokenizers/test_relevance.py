@@ -89,8 +89,10 @@ def test_clip_of_a_folder(clip):
 def test_bad_settings(tmp_path):
     with pytest.raises(ValueError, match="cannot be opened as a CLIPModel"):
         Clip(str(tmp_path))
-    wrong = (({"clip": "nowhere"}, "no folder nowhere"), ({"templates": ["a"]}, "each with one {}"),
-             ({"templates": []}, "give some"), ({"ridge": 0.0}, "must be above 0"))  # fmt: skip
+    with pytest.raises(ValueError, match="pyramid.relevance.clip: no folder nowhere"):
+        Clip("nowhere")
+    wrong = (({"templates": ["a"]}, "each with one {}"), ({"templates": []}, "give some"),
+             ({"ridge": 0.0}, "must be above 0"))  # fmt: skip
     for settings, words in wrong:
         with pytest.raises(ValueError, match=words):
             check_relevance(RelevanceConfig(**settings), "pyramid.relevance")
