@@ -45,7 +45,7 @@ def main(experiment: Experiment, run: Path) -> None:
 def words_of(
     tokenizer: PyramidTokenizer, pictures: PictureSet, pooled: torch.Tensor | None, numbers: list[int], batch: int
 ) -> list[Extracted]:
-    """The words of some pictures, ``batch`` at a time; ``pooled`` (n, F) are the split's features, where it has some."""
+    """The words of some pictures, ``batch`` at a time; ``pooled`` (n, F) are the split's features where needed."""
     found = []
     for start in range(0, len(numbers), batch):
         some = numbers[start : start + batch]

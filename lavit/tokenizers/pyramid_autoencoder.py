@@ -57,13 +57,19 @@ def check_pyramid(config: PyramidConfig, key: str) -> PyramidLayers:
 
 
 class WholePicture(nn.Module):
-    """Adds a picture's pooled features (B, F) to its latents (B, C, h, h), each with weights by place and channel."""
+    """Adds a picture's pooled features (B, F) to its latents (B, C, h, h), each with weights by place and channel.
 
-    def __init__(self, features: int, width: int, side: int):
+    They begin at the places of the layers that are coarser than the grid, which are to say what there is. At all places
+    they would take the room of what is to be seen there.
+    """
+
+    def __init__(self, features: int, width: int, layers: PyramidLayers):
         super().__init__()
+        coarse = sum(count for count, side in zip(layers.counts, layers.sides, strict=True) if side < layers.side)
+        upper = (layers.held(coarse) > 0).float().view(layers.side, layers.side)
         self.norm, self.proj = nn.LayerNorm(features), nn.Linear(features, width)
-        self.of_place = nn.Parameter(torch.ones(width, side, side))
-        self.of_picture = nn.Parameter(torch.ones(width, side, side))
+        self.of_place = nn.Parameter(torch.ones(width, *upper.shape))
+        self.of_picture = nn.Parameter(upper.expand(width, -1, -1).clone())
 
     def forward(self, latents: Tensor, pooled: Tensor) -> Tensor:
         return latents * self.of_place + self.proj(self.norm(pooled))[..., None, None] * self.of_picture
@@ -98,7 +104,7 @@ class PyramidTokenizer(nn.Module):
             down = ("DownEncoderBlock2D",) * levels
             self.encoder = Encoder(colours, width, down, **shape, double_z=False)
             self.decoder = Decoder(width, colours, ("UpDecoderBlock2D",) * levels, **shape)
-            self.whole = WholePicture(pooled, width, self.geometry.side) if config.pooled else None
+            self.whole = WholePicture(pooled, width, self.geometry) if config.pooled else None
         self.quantizer = PyramidQuantizer(self.geometry, codebook, config.quantizer)
         self._beside = (frozen,)
 

@@ -184,6 +184,6 @@ def test_a_pyramid_is_planned_as_it_is_made():
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     made = PyramidTokenizer(stage.model, torch.zeros(10, stage.words.width), 1280)
     assert planned.trainable == count(made) + count(Adversary(stage.loss.adversary))
-    assert parts(planned)["words"].flops == 2 * 149 * 64 * 8192
+    assert parts(planned)["words"].flops == 2 * 149 * 32 * 8192
     (paper,) = plan.plan(load_experiment(spae / "paper.yaml"))
     assert paper.tokens == 256 * 597 and parts(paper)["encoder"].flops > 20 * parts(planned)["encoder"].flops

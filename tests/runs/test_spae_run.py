@@ -17,6 +17,7 @@ from lavit.runs import read_json
 from lavit.tokenizers.word_codebook import codebook_digest
 from lavit.workspace import Workspace
 from tests.runs.stages import alone, run_stages
+from tests.tokenizers.tiny_clip import tiny_clip
 from tokenizer.extract_words import main as extract_words
 from tokenizer.extract_words import tokens_of
 from tokenizer.train_pyramid import main as train_pyramid
@@ -155,6 +156,21 @@ def test_a_pyramid_needs_a_language_model_that_there_is():
     for more in (["pretrain.model.llm.scratch.layers=1", "pretrain.text.trained.vocabulary=400"],):
         with pytest.raises(ValueError, match="pyramid: its words are those of a language model that there is"):
             load_experiment(CONFIG, more)
+
+
+def test_clip_of_a_folder_stands_in_the_alignments_place(run, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run / "data", other / "data")
+    folder = tiny_clip(tmp_path / "clip")
+    experiment = load_experiment(CONFIG, [f"run={other}", f"pyramid.relevance.clip={folder}"])
+    (other / "pyramid").mkdir()
+    work = Workspace(experiment, other)
+    words, pictures = work.word_meanings(), work.picture_meanings("test")
+    assert words.shape == (300, 10) and pictures.shape == (len(work.shards("captions", "test")), 10)
+    for vectors in (words, pictures):
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(len(vectors)))
+    assert torch.equal(pictures, work.picture_meanings("test"))
+    assert not (other / "pyramid" / "alignment.safetensors").exists()
 
 
 def test_prefixes_are_drawn_for_their_share():

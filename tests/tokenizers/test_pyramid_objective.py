@@ -76,10 +76,13 @@ def test_it_encodes_pictures_of_any_size_with_the_frozen_encoder():
     assert plain.whole is None and plain.encode(images).codes.shape == (2, 37)
 
 
-def test_what_the_whole_picture_is_reaches_every_place():
+def test_what_the_whole_picture_is_begins_where_the_coarse_layers_read():
     made, other = tokenizer(), batch()._replace(pooled=batch().pooled.flip(0))
     apart = made.latents(batch().images, batch().pooled) - made.latents(other.images, other.pooled)
-    assert (apart.abs().sum((0, 1)) > 0).all()
+    reached = apart.abs().sum((0, 1)).flatten().nonzero().flatten().tolist()
+    assert reached == sorted(made.geometry.places[:5].tolist())
+    made.latents(batch().images, batch().pooled).sum().backward()
+    assert made.whole.of_picture.grad.abs().sum(0).min() > 0, "the other places may come to need it"
 
 
 @pytest.mark.parametrize("wrong, words", [

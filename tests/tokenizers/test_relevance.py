@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+from transformers import CLIPModel
 
 from lavit.tokenizers.relevance import (
     Clip,
@@ -17,6 +16,7 @@ from lavit.tokenizers.relevance import (
     pools,
     relevance,
 )
+from tests.tokenizers.tiny_clip import tiny_clip
 
 
 def test_the_alignment_finds_a_linear_map_and_knows_nothing_of_noise():
@@ -56,20 +56,7 @@ def test_templates():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """A CLIPModel of random weights with a tokenizer of a few words."""
-    folder = tmp_path_factory.mktemp("clip")
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    names = ["<end>", "cat", "dog", "a", "<unk>"]
-    text = {**size, "vocab_size": len(names), "eos_token_id": 0, "bos_token_id": 3, "pad_token_id": 0}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = CLIPModel(CLIPConfig(text_config=text, vision_config={**size, "image_size": 16, "patch_size": 8},
-                                    projection_dim=10))  # fmt: skip
-    made.save_pretrained(folder)
-    known = Tokenizer(models.WordLevel({word: i for i, word in enumerate(names)}, unk_token="<unk>"))
-    known.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=known, unk_token="<unk>", pad_token="<end>").save_pretrained(folder)
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_clip_of_a_folder(clip):
