@@ -253,7 +253,13 @@ class Workspace:
         return PyramidTokenizer(e.pyramid.model, codebook, pooled, e.seed, encoder)
 
     def pyramid_codes(self, split: str) -> CodeSet:
-        """The words of a split's captioned pictures as indices into :meth:`word_list`, N a picture, layer by layer."""
+        """The words of a split's captioned pictures as indices into :meth:`word_list`, N a picture, layer by layer.
+
+        Raises:
+            ValueError: they are not extracted yet.
+        """
+        if not (self.run / "words" / "words.json").is_file():
+            raise ValueError(f"no words of pictures in {self.run / 'words'}; run tokenizer.extract_words first")
         return CodeSet([self.words_folder(tar) for tar in self.shards("captions", split).paths])
 
     def words_folder(self, tar: Path) -> Path:

@@ -165,6 +165,8 @@ def test_clip_of_a_folder_stands_in_the_alignments_place(run, tmp_path):
     experiment = load_experiment(CONFIG, [f"run={other}", f"pyramid.relevance.clip={folder}"])
     (other / "pyramid").mkdir()
     work = Workspace(experiment, other)
+    with pytest.raises(ValueError, match="run tokenizer.extract_words first"):
+        work.pyramid_codes("test")
     words, pictures = work.word_meanings(), work.picture_meanings("test")
     assert words.shape == (300, 10) and pictures.shape == (len(work.shards("captions", "test")), 10)
     for vectors in (words, pictures):
