@@ -15,7 +15,7 @@ LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTF
 
 .PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune autoencoder decoder \
 	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers \
-	plan bench report release checks
+	pyramid words eval-pyramid plan bench report release checks
 
 setup: $(VENV)/.complete
 
@@ -79,6 +79,15 @@ eval-text-to-image: setup
 
 compare-tokenizers: setup
 	@$(RUN) -m tokenizer.compare $(RUNS) $(ARGS)
+
+pyramid: setup
+	@$(LAUNCH) tokenizer.train_pyramid $(LAUNCHED)
+
+words: setup
+	@$(RUN) -m tokenizer.extract_words $(CONFIG) $(ARGS)
+
+eval-pyramid: setup
+	@$(RUN) -m eval.pyramid $(CONFIG) $(ARGS)
 
 plan: setup
 	@$(RUN) -m eval.plan $(or $(GPUS),1) $(CONFIG) $(ARGS)

@@ -46,6 +46,9 @@ OTHERS = (
     Stage("vocoder", "tokenizer.train_vocoder", needs=("extract",), ranks=True, group=TOGETHER),
     Stage("eval/speech", "eval.speech", needs=("pretrain", "vocoder"), group=TOGETHER),
     Stage("eval/in_context", "eval.in_context", needs=("words",), group=TOGETHER),
+    Stage("pyramid", "tokenizer.train_pyramid", needs=("data",), ranks=True),
+    Stage("words", "tokenizer.extract_words", needs=("pyramid",)),
+    Stage("eval/pyramid", "eval.pyramid", needs=("words",), group=TOGETHER),
 )
 
 HEADLINES = {
@@ -58,6 +61,9 @@ HEADLINES = {
     "in_context.accuracy": "answers in context",
     "visual_words.category_accuracy": "class by visual words",
     "speech.cer": "speech to text, character error rate",
+    "pyramid.psnr": "pyramid PSNR",
+    "pyramid.r5": "pyramid R@5",
+    "pyramid.label_r10": "label R@10 by upper words",
 }
 
 

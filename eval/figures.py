@@ -38,11 +38,27 @@ REQUIRED = {
     "hit5_constant n",
     "speech": "cer cer_shuffled cer_mixed cer_nearest cer_constant wer retrieval_r1 retrieval_chance_r1 tokens_mean "
     "codes n",
+    "pyramid": "mse psnr cosine r5 chance_r5 mse_mean_image psnr_mean_image r5_shuffled r5_nearest cosine_nearest "
+    "latent_error_average latent_error_residual latent_error_single similarity similarity_random similarity_shuffled "
+    "label_r10 label_r10_shuffled label_r10_chance category alignment_r1 words_used perplexity tokens n",
 }
 LAVIT = ("tokenizer", "caption", "vqa", "reconstruction", "text_to_image")  # what a run has that names no stages
 EVALUATIONS = tuple(f"eval/{group}" for group in REQUIRED)
-CLOCKED = ("assets", "data", "tokenizer", "speech", "extract", "pretrain", "autoencoder", "decoder", "vocoder")
+CLOCKED = (
+    "assets",
+    "data",
+    "tokenizer",
+    "speech",
+    "extract",
+    "pretrain",
+    "autoencoder",
+    "decoder",
+    "vocoder",
+    "pyramid",
+    "words",
+)
 CLOCKS = {name: (name,) for name in CLOCKED}
+OWN_CLOCKS = ("autoencoder", "speech", "vocoder", "pyramid", "words")  # of stages that only some experiments have
 CLOCKS["eval"] = EVALUATIONS
 
 
@@ -97,7 +113,7 @@ def stage_seconds(run: Path, stages: Sequence[str] = ()) -> dict[str, float | No
     seconds: dict[str, float | None] = {}
     for name, folders in CLOCKS.items():
         ran = [read_seconds(run / folder) for folder in folders if (run / folder / "seconds.json").is_file()]
-        if ran or (name in stages if stages else name not in ("autoencoder", "speech", "vocoder")):
+        if ran or (name in stages if stages else name not in OWN_CLOCKS):
             seconds[name] = round(sum(ran), 1) if ran else None
     known = sum(value for value in seconds.values() if value is not None)
     return {**seconds, "total": round(read_seconds(run) or known, 1)}
@@ -135,6 +151,7 @@ GROUPS = {
     "in_context": "In context",
     "visual_words": "Visual words",
     "speech": "Speech",
+    "pyramid": "Pyramid of words",
 }
 TABLE = (
     Figure("tokenizer", "cosine", "Cosine of the reconstructed features", {"constant mean": "cosine_constant"}),
@@ -215,6 +232,26 @@ TABLE = (
     Figure("speech", "mel_error", "Error of the spectrogram after codes and vocoder", {
         "constant spectrum": "mel_constant_error", "codes out of order": "mel_mixed_error"},
            {"Griffin–Lim": "mel_lifted_error"}, lower=True, top=None, note="nats of log-mel magnitudes"),
+    Figure("pyramid", "psnr", "PSNR of the reconstruction in dB", {
+        "mean image": "psnr_mean_image", "nearest neighbour": "psnr_nearest", "shuffled": "psnr_shuffled"},
+           top=None, note="all {tokens} words"),
+    Figure("pyramid", "cosine", "Cosine of pooled features", {
+        "nearest neighbour": "cosine_nearest", "shuffled": "cosine_shuffled"}),
+    Figure("pyramid", "r5", "Original in the first five", {
+        "chance": "chance_r5", "shuffled": "r5_shuffled", "nearest neighbour": "r5_nearest"},
+           note="among {n} by the rebuilt pixels, R@5"),
+    Figure("pyramid", "latent_error_average", "Error of the latents", {
+        "residual": "latent_error_residual", "one layer": "latent_error_single"},
+           lower=True, top=None, note="of their squares; the same latents and numbers of words"),
+    Figure("pyramid", "similarity", "Likeness of the upper layers' words and the label", {
+        "random words": "similarity_random", "shuffled": "similarity_shuffled"},
+           {"most relevant word": "similarity_relevant"}, top=None, note="cosine of sentence vectors"),
+    Figure("pyramid", "label_r10", "Label in the first ten", {
+        "chance": "label_r10_chance", "shuffled": "label_r10_shuffled"}, {"alignment": "alignment_r10"},
+           note="among {n}, by the words of the upper layers"),
+    Figure("pyramid", "category", "Category nearest to these words", {
+        "random words": "category_random", "shuffled": "category_shuffled", "majority": "category_majority"}),
+    Figure("pyramid", "perplexity", "Perplexity of the words", top=None, note="{words_used} of {words} in use"),
 )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from lavit.data.packing import document_length, next_ids
 from lavit.experiment import Experiment, load_experiment
 from lavit.layers.chunked_loss import AT_ONCE
 from lavit.model import ModelConfig, UnifiedLM, checkpoint_blocks, llama_of
+from lavit.renderers.adversary import Adversary
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.renderers.latents import vae_options
 from lavit.renderers.objective import RendererObjective
@@ -36,6 +37,7 @@ from lavit.runs import is_done
 from lavit.tokenizers.decoder import FeatureDecoder
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.merger import Merger
+from lavit.tokenizers.pyramid_autoencoder import PyramidTokenizer, check_pyramid
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.tokens import IGNORE, Feed, Rows
 from lavit.training.engine import TrainConfig
@@ -134,6 +136,8 @@ def plan(experiment: Experiment) -> list[StagePlan]:
         plans.append(pretrain_plan(replace(experiment, pretrain=part), f"pretrain/{name}" if name else "pretrain"))
     if experiment.trains_autoencoder and "autoencoder" in (experiment.demo.stages or ["autoencoder"]):
         plans.append(autoencoder_plan(experiment))
+    if experiment.pyramid is not None and "pyramid" in stages:
+        plans.append(pyramid_plan(experiment))
     return plans + ([decoder_plan(experiment)] if "decoder" in stages else [])
 
 
@@ -367,6 +371,38 @@ def autoencoder_plan(experiment: Experiment) -> StagePlan:
             parts[0].flops *= 3  # of the image and of what was rebuilt, and back through the latter
         beside = parts[0].parameters if online is not None else 0
         return StagePlan("autoencoder", parts, train, "images", beside=beside)
+
+
+def pyramid_plan(experiment: Experiment) -> StagePlan:
+    """SPAE's autoencoder and its critic on images, with as many words as may be; the words' distances are counted once
+    a token, as quantization takes them."""
+    stage, encoder, train = experiment.pyramid, experiment.tokenizer.model.encoder, experiment.pyramid.train
+    words, width, size = stage.words.most, stage.words.width, stage.model.image_size
+    geometry = check_pyramid(stage.model, "pyramid.model")
+    with torch.device("meta"):
+        online = Encoder(encoder, pretrained=False) if stage.loss.features or stage.model.pooled else None
+        known = online.backbone.head_hidden_size if stage.model.pooled else 0
+        tokenizer = PyramidTokenizer(stage.model, torch.empty(words, width), known)
+        critic = Adversary(stage.loss.adversary).critic
+    with imagined(train.precision, tokenizer, critic, *([online] if online else [])):
+        images, latents = torch.empty(1, 3, size, size), torch.empty(1, width, geometry.side, geometry.side)
+        pooled = torch.empty(1, known) if known else None
+        tokens, codebook = torch.empty(geometry.tokens, width), torch.empty(width, words)
+        parts = []
+        if online is not None:
+            rebuilt = torch.empty(1, 3, encoder.image_size, encoder.image_size, requires_grad=True)
+            parts.append(part("frozen encoder", online, lambda: online.differentiable(rebuilt)))
+            # Of what was rebuilt, and back through it; of the image too where its features are not kept.
+            parts[0].flops *= 2 if cached(experiment) else 3
+        beside = parts[0].parameters if parts else 0
+        halves = nn.ModuleList([tokenizer.encoder, *([tokenizer.whole] if tokenizer.whole else [])])
+        parts += [
+            part("encoder", halves, lambda: tokenizer.latents(images, pooled)),
+            part("words", nn.Module(), torch.no_grad()(lambda: tokens @ codebook)),
+            part("decoder", tokenizer.decoder, lambda: tokenizer.pixels(latents)),
+            part("critic", critic, lambda: (critic(images), critic(images), critic(images))),
+        ]
+        return StagePlan("pyramid", parts, train, "images", train.batch * geometry.tokens, beside=beside)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from lavit.workspace import Workspace
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 SHOWN = {"caption": 16, "vqa": 12, "text_to_image": 24, "visual_words": 12, "speech": 24}
+LISTED = 21  # words of a pyramid that are written out; the rest are too many to read
 SIDE = 192  # pixels of a shown original
 
 
@@ -65,6 +66,7 @@ def build_page(work: Workspace, figures: Metrics) -> dict[str, Any]:
         "context": in_context(work, figures["in_context"]) if "in_context" in figures else None,
         "named": named(work, figures["visual_words"]) if "visual_words" in figures else [],
         "spoken": spoken(work, figures["speech"]) if "speech" in figures else [],
+        "pyramids": pyramids(work, figures["pyramid"]) if "pyramid" in figures else [],
         "curves": training_curves(work),
         "tokens": token_plots(work, tokenizer, figures["tokenizer"]) if "tokenizer" in figures else None,
         **provenance(work),
@@ -193,14 +195,31 @@ def spoken(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
     return cards
 
 
+def pyramids(work: Workspace, figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Pictures with their words layer by layer, and what each prefix of the layers gives."""
+    samples, counts = figures["samples"], figures["counts"]
+    images = read_images(work, "pyramid", len(samples), layers=len(counts))
+    upto = [sum(counts[: n + 1]) for n in range(len(counts))]
+    return [
+        {
+            **sample,
+            "picture": picture,
+            "words": [words for words, tokens in zip(sample["words"], upto, strict=True) if tokens <= LISTED],
+            "prefixes": [(tokens, data_uri(image)) for tokens, image in zip(upto, made, strict=True)],
+        }
+        for sample, picture, made in zip(samples, thumbnails(work, "captions", samples), images, strict=True)
+    ]
+
+
 def thumbnails(work: Workspace, part: str, samples: list[dict[str, Any]]) -> list[str]:
     """The stored pictures that samples speak of, as data URIs."""
     pictures = PictureSet(work.shards(part, work.experiment.evaluation.split))
     return [data_uri(to_image(pixels)) for pixels in pictures.pixels([s["number"] for s in samples], SIDE)]
 
 
-def read_images(work: Workspace, group: str, count: int, name: str = "images.npy") -> np.ndarray:
-    """(count, S, S, 3) uint8 that an evaluation rendered, or (count, budgets, S, S, 3) in ``budgets.npy``.
+def read_images(work: Workspace, group: str, count: int, name: str = "images.npy", layers: int = 0) -> np.ndarray:
+    """(count, S, S, 3) uint8 that an evaluation rendered, or (count, budgets, S, S, 3) in ``budgets.npy``, or with a
+    pyramid's ``layers`` (count, layers, S, S, 3).
 
     Raises:
         ValueError: they are missing, or are not as many as its figures say.
@@ -209,7 +228,8 @@ def read_images(work: Workspace, group: str, count: int, name: str = "images.npy
     if not path.is_file():
         raise ValueError(f"no pictures {path}; remove {path.parent} and run the evaluation again")
     images = np.load(path)
-    shape = (count, len(BUDGETS)) if name == "budgets.npy" else (count,)
+    several = len(BUDGETS) if name == "budgets.npy" else layers
+    shape = (count, several) if several else (count,)
     if images.dtype != np.uint8 or images.ndim != len(shape) + 3 or images.shape[: len(shape)] != shape:
         raise ValueError(
             f"{path} holds {images.dtype} {images.shape} and its figures speak of {count} pictures; "
@@ -234,6 +254,7 @@ def training_curves(work: Workspace) -> list[dict[str, str]]:
         ("tokenizer", "Tokenizer", "cosine, reconstructed", {"cosine": "cosine"}, codebook),
         *phases,
         ("autoencoder", "Autoencoder", "error of pixels", {"error": "error"}, {}),
+        ("pyramid", "Pyramid", "loss", {"error": "pixels", "commitment": "commitment", "features": "features"}, {}),
         ("decoder", "Pixel decoder", "mean squared error", {"loss": "U-Net", "draft": "linear draft"}, {}),
         ("vocoder", "Vocoder", "error of log-mel magnitudes", {"loss": "error"}, {}),
     )

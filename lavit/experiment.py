@@ -32,9 +32,13 @@ from lavit.runs import (
     stage_folder,
     take_over,
 )
+from lavit.tokenizers.pyramid_autoencoder import PyramidConfig, check_pyramid
+from lavit.tokenizers.pyramid_objective import PyramidLossConfig, check_pyramid_loss
+from lavit.tokenizers.relevance import RelevanceConfig, check_relevance
 from lavit.tokenizers.selector import GainSelector
 from lavit.tokenizers.speech import SpeechConfig
 from lavit.tokenizers.tokenizer import TokenizerConfig
+from lavit.tokenizers.word_codebook import WordCodebookConfig, check_word_codebook
 from lavit.training.engine import TrainConfig, check_train
 
 LEAST_TEXT = 16  # tokens that must fit into a row beside an image
@@ -139,6 +143,17 @@ class VocoderStage:
 
 
 @dataclass
+class PyramidStage:
+    """SPAE: an autoencoder whose tokens are words of the frozen language model that ``pretrain.model.llm`` names."""
+
+    model: PyramidConfig = field(default_factory=PyramidConfig)
+    words: WordCodebookConfig = field(default_factory=WordCodebookConfig)
+    relevance: RelevanceConfig = field(default_factory=RelevanceConfig)
+    loss: PyramidLossConfig = field(default_factory=PyramidLossConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+@dataclass
 class ExtractionConfig:
     """Pictures to codes, ``batch`` at a time; ``features`` are what a language model reads of small sets.
 
@@ -229,6 +244,7 @@ class Experiment:
     autoencoder: AutoencoderStage = field(default_factory=AutoencoderStage)
     decoder: DecoderStage = field(default_factory=DecoderStage)
     vocoder: VocoderStage = field(default_factory=VocoderStage)
+    pyramid: PyramidStage | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     card: CardConfig = field(default_factory=CardConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
@@ -245,7 +261,7 @@ class Experiment:
 # Those of "" change nothing but, with the number of processes, the last digits.
 CHANGES_NO_RESULT = tuple(
     f"{stage}.train.{name}"
-    for stage in ("tokenizer", "pretrain", "autoencoder", "decoder", "vocoder")
+    for stage in ("tokenizer", "pretrain", "autoencoder", "decoder", "vocoder", "pyramid")
     for name in ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
 )
 OWNERS = {
@@ -266,6 +282,7 @@ OWNERS = {
     "autoencoder": "autoencoder",
     "decoder": "decoder",
     "decoder.model.latents": "autoencoder",
+    "pyramid": "pyramid",
     "evaluation": "eval",
     "evaluation.batch": "",
     "card": "",
@@ -372,7 +389,9 @@ def check(experiment: Experiment) -> None:
         raise ValueError(
             f"pretrain.model.llm.asset '{e.pretrain.model.llm.asset}' is unknown; choose {', '.join(LLMS)}"
         )
-    for name in ("tokenizer", "autoencoder", "decoder", "vocoder"):
+    if e.pyramid is not None:
+        check_pyramid_stage(e)
+    for name in ("tokenizer", "autoencoder", "decoder", "vocoder", *(["pyramid"] if e.pyramid else [])):
         train = getattr(e, name).train
         check_train(train, f"{name}.train")
         if train.batch % (e.demo.processes * train.accumulate):
@@ -414,6 +433,29 @@ def check_pretrain(stage: PretrainStage, key: str) -> None:
             "interleaved to 0, learn_read to false, and do not read ids"
         )
     check_train(stage.train, f"{key}.train")
+
+
+def check_pyramid_stage(experiment: Experiment) -> None:
+    """Check a pyramid and what it needs of the other sections.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    stage, pretrain = experiment.pyramid, experiment.pretrain
+    geometry = check_pyramid(stage.model, "pyramid.model")
+    check_word_codebook(stage.words, "pyramid.words")
+    check_relevance(stage.relevance, "pyramid.relevance")
+    check_pyramid_loss(stage.loss, len(geometry.counts), "pyramid.loss")
+    if pretrain.model.llm.scratch is not None or not (pretrain.text.asset or pretrain.text.folder):
+        raise ValueError(
+            "pyramid: its words are those of a language model that there is; set pretrain.model.llm and pretrain.text "
+            "to its asset (smollm2) or folder"
+        )
+    if stage.train.zero_stage == 3:
+        raise ValueError(
+            "pyramid.train.zero_stage 3 has weights in parts, and the critic is read through detached ones: choose 0, "
+            "1 or 2"
+        )
 
 
 def taken_tokens(experiment: Experiment) -> Callable[[Path], None]:

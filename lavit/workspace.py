@@ -12,6 +12,8 @@ run/pretrain                        text/, model.safetensors       pretrain.trai
 run/autoencoder                     vae/                           tokenizer.train_autoencoder
 run/decoder                         renderer.safetensors           tokenizer.train_decoder
 run/vocoder                         vocoder.safetensors            tokenizer.train_vocoder
+run/pyramid                         pyramid.safetensors, words     tokenizer.train_pyramid
+run/words                           words of pictures              tokenizer.extract_words
 run/eval                            one JSON a task                eval.*
 ```
 """
@@ -32,6 +34,7 @@ from torch import Tensor
 from lavit.data.documents import DocumentMaker
 from lavit.data.llms import llm_folder
 from lavit.data.mixture import Mixture
+from lavit.data.sentences import sentence_vectors
 from lavit.data.shards import Shards
 from lavit.data.text import open_text_tokenizer
 from lavit.data.texts import TextSet
@@ -46,10 +49,13 @@ from lavit.tokenizers.codes import CodeSet, PatchCodeSet
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
 from lavit.tokenizers.patches import PatchSet, PatchTokenizer
+from lavit.tokenizers.pyramid_autoencoder import PyramidTokenizer
+from lavit.tokenizers.relevance import Alignment, Clip, centred, fit_alignment, in_templates, mean_over_templates
 from lavit.tokenizers.speech import SpeechTokenizer, read_centres
 from lavit.tokenizers.tokenizer import Tokenizer
+from lavit.tokenizers.word_codebook import WordList, word_list, word_vectors
 from lavit.vocabulary import Vocabulary
-from lavit.weights import file_digest, load_weights
+from lavit.weights import file_digest, load_weights, read_tensors, write_tensors
 
 SPLITS = ("train", "validation", "test")
 
@@ -266,3 +272,79 @@ class Workspace:
         e = self.experiment
         encoder = e.tokenizer.model.encoder
         return DiffusionRenderer(e.decoder.model, encoder.width, encoder.patches, e.seed, self.vae())
+
+    # ------------------------------------------------------------------------------------------------------ pyramid
+
+    def word_list(self) -> WordList:
+        """The words that a pyramid names pictures with, in the order of its codes; chosen once in a run."""
+        path = self.folder("pyramid") / "words.json"
+        if not path.is_file():
+            word_list(self.text_tokenizer(), self.experiment.pyramid.words).save(path)
+        return WordList.load(path)
+
+    def new_pyramid(self) -> PyramidTokenizer:
+        """An untrained pyramid over the frozen vectors of its words."""
+        llm = self.experiment.pretrain.model.llm
+        folder = llm_folder(llm.asset) if llm.asset else Path(llm.folder)
+        return self._pyramid(word_vectors(folder, self.word_list(), self.experiment.pyramid.words))
+
+    def pyramid(self) -> PyramidTokenizer:
+        """The trained pyramid, in evaluation mode."""
+        blank = torch.zeros(len(self.word_list().ids), self.experiment.pyramid.words.width)
+        return load_weights(self._pyramid(blank), self.run / "pyramid" / "pyramid.safetensors")
+
+    def _pyramid(self, codebook: Tensor) -> PyramidTokenizer:
+        e = self.experiment
+        encoder = self.encoder().eval() if e.pyramid.model.pooled else None
+        pooled = encoder.backbone.head_hidden_size if encoder else 0
+        return PyramidTokenizer(e.pyramid.model, codebook, pooled, e.seed, encoder)
+
+    def pyramid_codes(self, split: str) -> CodeSet:
+        """The words of a split's captioned pictures as indices into :meth:`word_list`, N a picture, layer by layer.
+
+        Raises:
+            ValueError: they are not extracted yet.
+        """
+        if not (self.run / "words" / "words.json").is_file():
+            raise ValueError(f"no words of pictures in {self.run / 'words'}; run tokenizer.extract_words first")
+        return CodeSet([self.words_folder(tar) for tar in self.shards("captions", split).paths])
+
+    def words_folder(self, tar: Path) -> Path:
+        """Where the words of a tar of captioned pictures are."""
+        return self.run / "words" / tar.stem
+
+    def word_meanings(self) -> Tensor:
+        """(K, E) unit vectors of the words in the space in which they are relevant to pictures; made once in a run."""
+        config, path = self.experiment.pyramid.relevance, self.folder("pyramid") / "meanings.safetensors"
+        if not path.is_file():
+            texts = in_templates(self.word_list().words, config.templates)
+            # An alignment is centred on what is usual, which would else be the nearest to every picture.
+            found = Clip(config.clip).texts(texts) if config.clip else centred(sentence_vectors(texts))
+            meanings = mean_over_templates(found, len(config.templates))
+            write_tensors({"words": torch.nn.functional.normalize(meanings, dim=-1)}, path)
+        return read_tensors(path)["words"]
+
+    def alignment(self) -> Alignment:
+        """From the frozen encoder's pooled features to sentence vectors, fitted on the training split once in a run."""
+        path = self.folder("pyramid") / "alignment.safetensors"
+        if not path.is_file():
+            captions = PictureSet(self.shards("captions", "train")).captions
+            labels = [caption.partition(": ")[2] or caption for caption in captions]
+            place = {label: number for number, label in enumerate(sorted(set(labels)))}
+            vectors = sentence_vectors(list(place))[[place[label] for label in labels]]
+            ridge = self.experiment.pyramid.relevance.ridge
+            write_tensors(fit_alignment(self.head_features("captions", "train"), vectors, ridge)._asdict(), path)
+        return Alignment(**read_tensors(path))
+
+    def picture_meanings(self, split: str) -> Tensor:
+        """(n, E) unit vectors of a split's pictures in the space of :meth:`word_meanings`."""
+        clip = self.experiment.pyramid.relevance.clip
+        if clip is None:
+            return self.alignment()(self.head_features("captions", split))
+        path = self.folder("pyramid") / f"clip-{split}.npy"
+        if not path.is_file():
+            model, pictures = Clip(clip), PictureSet(self.shards("captions", split))
+            starts = range(0, len(pictures), BATCH)
+            batches = (list(range(start, min(start + BATCH, len(pictures)))) for start in starts)
+            write_array(path, model.images(pictures.pixels(part, model.image_size) for part in batches).numpy())
+        return torch.from_numpy(np.load(path))

@@ -39,7 +39,7 @@ def make_data(work: Workspace, folder: Path) -> None:
         fetch_assets(experiment.data, experiment.tokenizer.model.encoder.weights.asset, folder)
         if experiment.pretrain.model.llm.asset:
             llm_folder(experiment.pretrain.model.llm.asset)
-        if experiment.pretrain.text.words:
+        if experiment.pretrain.text.words or experiment.pyramid and not experiment.pyramid.relevance.clip:
             fetch("sentences")
         if experiment.tokenizer.speech and experiment.tokenizer.speech.folder is None:
             whisper_folder()

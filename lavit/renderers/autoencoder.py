@@ -68,19 +68,28 @@ class AutoencoderObjective(nn.Module):
         # Summed over latents and divided by the number of pixel values, as if both parts were sums over a picture.
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / batch.images.numel()
-        distance = self._distance(rebuilt, batch.images) if self.config.features else torch.zeros_like(error)
+        weighed = self.config.features > 0
+        distance = feature_distance(self._beside[0], rebuilt, batch.images) if weighed else torch.zeros_like(error)
         loss = error + self.config.kl * kl + self.config.features * distance
         return AutoencoderLoss(loss, error.detach(), kl.detach(), distance.detach())
 
-    def _distance(self, rebuilt: Tensor, images: Tensor) -> Tensor:
-        """Mean over patches of 1 − cosine of standardized features; its gradient goes to ``rebuilt``."""
-        encoder = self._beside[0].eval().to(images.device)
-        size = encoder.config.image_size
-        found, wanted = (
-            encoder.standardize(encoder.differentiable(nn.functional.interpolate(x, (size, size), mode="bilinear")))
-            for x in ((rebuilt + 1) / 2, (images + 1) / 2)
-        )
-        return 1 - nn.functional.cosine_similarity(found, wanted.detach(), dim=-1, eps=1e-6).mean()
+
+def feature_distance(encoder: nn.Module, rebuilt: Tensor, images: Tensor, wanted: Tensor | None = None) -> Tensor:
+    """() mean over patches of 1 − cosine of an encoder's standardized features; its gradient goes to ``rebuilt``.
+
+    Both are (B, 3, S, S) in [-1, 1] and are scaled to the size that the encoder reads. ``wanted`` (B, P, D) are the
+    standardized features of ``images`` where they are known already.
+    """
+    encoder = encoder.eval().to(images.device)
+    size = encoder.config.image_size
+
+    def seen(x: Tensor) -> Tensor:
+        scaled = nn.functional.interpolate((x + 1) / 2, (size, size), mode="bilinear")
+        return encoder.standardize(encoder.differentiable(scaled))
+
+    with torch.no_grad():
+        wanted = seen(images) if wanted is None else wanted
+    return 1 - nn.functional.cosine_similarity(seen(rebuilt), wanted, dim=-1, eps=1e-6).mean()
 
 
 def check_autoencoder(config: AutoencoderConfig, key: str = "autoencoder.model") -> None:

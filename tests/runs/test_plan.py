@@ -12,7 +12,9 @@ from eval import plan
 from eval.bench import saved_bytes
 from lavit.experiment import load_experiment
 from lavit.model import UnifiedLM
+from lavit.renderers.adversary import Adversary
 from lavit.renderers.diffusion import DiffusionRenderer
+from lavit.tokenizers.pyramid_autoencoder import PyramidTokenizer
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.tokens import Rows
 
@@ -173,3 +175,15 @@ def test_command(capsys):
 def test_every_configuration_names_parameters_that_there_are(name):
     for stage in stages(name).values():
         assert 0 < stage.trainable <= stage.parameters
+
+
+def test_a_pyramid_is_planned_as_it_is_made():
+    spae = CONFIGS.parent / "spae"
+    (planned,) = plan.plan(load_experiment(spae / "demo.yaml"))
+    stage = load_experiment(spae / "demo.yaml").pyramid
+    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
+    made = PyramidTokenizer(stage.model, torch.zeros(10, stage.words.width), 1280)
+    assert planned.trainable == count(made) + count(Adversary(stage.loss.adversary))
+    assert parts(planned)["words"].flops == 2 * 149 * 32 * 8192
+    (paper,) = plan.plan(load_experiment(spae / "paper.yaml"))
+    assert paper.tokens == 256 * 597 and parts(paper)["encoder"].flops > 20 * parts(planned)["encoder"].flops
