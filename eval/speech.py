@@ -18,11 +18,12 @@ from lavit.data.order import generator_for, seed_for
 from lavit.data.whisper import whisper_folder
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
-from lavit.metrics.speech import Recogniser, error_rates
+from lavit.metrics.speech import error_rates
 from lavit.pipeline import LaVIT
 from lavit.renderers.vocoder import Vocoder
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.codes import CodeSet
+from lavit.tokenizers.recogniser import Recogniser
 from lavit.workspace import Workspace
 
 SHOWN = 8  # clips that can be heard in the report

@@ -78,19 +78,9 @@ class SpeechTokenizer(nn.Module):
             [sound.numpy() for sound in sounds], sampling_rate=RATE, padding="max_length", max_length=whole,
             truncation=False, return_tensors="pt",
         ).input_features  # fmt: skip
-        found = self._encoded(mel.to(self.codebook))
+        found = encoded(self.encoder, mel.to(self.codebook), self.config.layer).float()
         found = found.unflatten(1, (-1, self.config.pool)).mean(2)
         return [row[: max(1, round(len(sound) / span))] for row, sound in zip(found, sounds, strict=True)]
-
-    def _encoded(self, mel: Tensor) -> Tensor:
-        """(B, T / 2, D) of a spectrogram (B, M, T)."""
-        e = self.encoder
-        x = F.gelu(e.conv2(F.gelu(e.conv1(mel)))).transpose(1, 2)
-        x = x + e.embed_positions.weight[: x.shape[1]]
-        for block in e.layers[: self.config.layer]:
-            out = block(x, attention_mask=None)
-            x = out[0] if isinstance(out, tuple) else out
-        return x.float()
 
     @torch.no_grad()
     def start_from(self, features: Tensor, seed: int = 0) -> None:
@@ -139,6 +129,19 @@ class SpeechTokenizer(nn.Module):
             ValueError: no such file, a broken one, or centres of another number or width.
         """
         return fill(self, read_centres(path), path, beside="encoder.")
+
+
+def encoded(encoder: WhisperEncoder, mel: Tensor, layers: int | None = None) -> Tensor:
+    """(B, T / 2, D) after so many blocks, by default all, of a spectrogram (B, M, T).
+
+    transformers' own forward asks for the T of 30 s.
+    """
+    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
+    x = x + encoder.embed_positions.weight[: x.shape[1]]
+    for block in encoder.layers[:layers]:
+        out = block(x, attention_mask=None)
+        x = out[0] if isinstance(out, tuple) else out
+    return x
 
 
 def read_centres(path: Path) -> dict[str, Tensor]:
