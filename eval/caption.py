@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
+from lavit.few_shot import writer_of
 from lavit.metrics.captions import caption_scores, category_accuracy, category_of, cider_many, label_of
 from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
-from lavit.pipeline import LaVIT
 from lavit.runs import Progress, write_json
 from lavit.tokens import Picture
 from lavit.workspace import Workspace
@@ -23,7 +24,7 @@ def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
     folder = work.folder("eval/caption")
     progress = Progress(folder, 4, "passes")
-    system = LaVIT.from_run(work, renders=False)
+    system = writer_of(work)
     pictures, train = work.pictures("captions", cfg.split), work.pictures("captions", "train")
     numbers = pictures.distinct(cfg.captions)
     seen = views(work, cfg.split, numbers)
@@ -110,7 +111,7 @@ def categories(truth: list[str], written: list[str], near: list[str], train: lis
     return dict(zip(names, [category_accuracy(written, truth), sum(wrong) / len(wrong), *right], strict=True))
 
 
-def retrieval(system: LaVIT, seen: list[Picture], truth: list[str], prior: list[Picture]) -> dict:
+def retrieval(system: Any, seen: list[Picture], truth: list[str], prior: list[Picture]) -> dict:
     """Finding a picture's caption among all: by likelihood, and by its excess over the mean over other pictures."""
     raw = system.caption_scores(seen, truth)
     target, n = torch.arange(len(truth)), len(truth)

@@ -39,15 +39,18 @@ LAVIT = (
 )
 # Between the data and the decoder, where the decoder works on latents of a VAE that is to be trained.
 AUTOENCODER = Stage("autoencoder", "tokenizer.train_autoencoder", needs=("data",), ranks=True)
-# What ``demo.stages`` may name beside them. The first stands before the extraction, which then needs it too.
+# What ``demo.stages`` may name beside them: before the extraction, and after all others.
 SPEECH = Stage("speech", "tokenizer.train_speech", needs=("data",))
+TOKENIZERS = (
+    SPEECH,
+    Stage("pyramid", "tokenizer.train_pyramid", needs=("data",), ranks=True),
+    Stage("words", "tokenizer.extract_words", needs=("pyramid",)),
+)
 OTHERS = (
     Stage("eval/visual_words", "eval.visual_words", needs=("pretrain",), group=TOGETHER),
     Stage("vocoder", "tokenizer.train_vocoder", needs=("extract",), ranks=True, group=TOGETHER),
     Stage("eval/speech", "eval.speech", needs=("pretrain", "vocoder"), group=TOGETHER),
     Stage("eval/in_context", "eval.in_context", needs=("words",), group=TOGETHER),
-    Stage("pyramid", "tokenizer.train_pyramid", needs=("data",), ranks=True),
-    Stage("words", "tokenizer.extract_words", needs=("pyramid",)),
     Stage("eval/pyramid", "eval.pyramid", needs=("words",), group=TOGETHER),
 )
 
@@ -125,7 +128,10 @@ def chosen(names: Sequence[str]) -> tuple[Stage, ...]:
     """
     *before, report = with_autoencoder()
     place = next(i for i, stage in enumerate(before) if stage.name == "extract")
-    before[place : place + 1] = SPEECH, replace(before[place], needs=(*before[place].needs, SPEECH.name))
+    before[place : place + 1] = *TOKENIZERS, replace(before[place], needs=(*before[place].needs, SPEECH.name))
+    # A pyramid's captions and answers are written by a model that is not trained, of words that must be there.
+    read = ("eval/caption", "eval/vqa")
+    before = [replace(stage, needs=(*stage.needs, "words")) if stage.name in read else stage for stage in before]
     known = {stage.name: stage for stage in (*before, *OTHERS, report)}
     if strange := [name for name in names if name not in known]:
         raise ValueError(f"demo.stages: '{strange[0]}' is no stage; there are {', '.join(known)}")

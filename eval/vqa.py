@@ -9,9 +9,9 @@ import torch
 
 from lavit.data.order import generator_for, seed_for
 from lavit.experiment import Experiment, run_stage
+from lavit.few_shot import writer_of
 from lavit.metrics.retrieval import derangements
 from lavit.metrics.vqa import vqa_accuracy
-from lavit.pipeline import LaVIT
 from lavit.runs import Progress, write_json
 from lavit.workspace import Workspace
 
@@ -22,7 +22,7 @@ def main(experiment: Experiment, run: Path) -> None:
         print("data.vqa is not set: there are no questions to ask")
         return
     folder, codes = work.folder("eval/vqa"), work.codes("vqa", cfg.split)
-    system = LaVIT.from_run(work, renders=False)
+    system = writer_of(work)
     asked = [(n, q) for n, meta in enumerate(metas(work, cfg.split)) for q in meta["questions"]]
     picked = torch.randperm(len(asked), generator=generator_for(experiment.seed))[: cfg.questions].tolist()
     asked = [asked[i] for i in sorted(picked)]
@@ -47,7 +47,7 @@ def main(experiment: Experiment, run: Path) -> None:
         {"number": n, "question": q["question"], "answers": q["answers"], "given": g}
         for (n, q), g in zip(asked, given, strict=True)
     ]
-    write_json(folder / "figures.json", figures | {"n": len(asked), "split": cfg.split, "samples": samples[:200]})
+    write_json(folder / "figures.json", figures | {"n": len(asked), "split": cfg.split, "samples": samples})
 
 
 def metas(work: Workspace, split: str) -> list[dict]:

@@ -117,8 +117,10 @@ class Workspace:
     def codes(self, part: str, split: str) -> CodeSet | PatchSet:
         """The extracted tokens of a split, by the numbers of its pictures, with what the port reads of them.
 
-        They are patches without codes where the port merges nothing.
+        They are patches without codes where the port merges nothing, and words of the text where there is a pyramid.
         """
+        if self.experiment.pyramid is not None:
+            return self.pyramid_codes(split, part)
         port = self.experiment.pretrain.model.port
         folders = [self.code_folder(part, tar) for tar in self.shards(part, split).paths]
         if port == "features" or part == "speech":
@@ -299,19 +301,19 @@ class Workspace:
         pooled = encoder.backbone.head_hidden_size if encoder else 0
         return PyramidTokenizer(e.pyramid.model, codebook, pooled, e.seed, encoder)
 
-    def pyramid_codes(self, split: str) -> CodeSet:
-        """The words of a split's captioned pictures as indices into :meth:`word_list`, N a picture, layer by layer.
+    def pyramid_codes(self, split: str, part: str = "captions") -> CodeSet:
+        """The words of a split's pictures as indices into :meth:`word_list`, N a picture, layer by layer.
 
         Raises:
             ValueError: they are not extracted yet.
         """
         if not (self.run / "words" / "words.json").is_file():
             raise ValueError(f"no words of pictures in {self.run / 'words'}; run tokenizer.extract_words first")
-        return CodeSet([self.words_folder(tar) for tar in self.shards("captions", split).paths])
+        return CodeSet([self.words_folder(part, tar) for tar in self.shards(part, split).paths])
 
-    def words_folder(self, tar: Path) -> Path:
-        """Where the words of a tar of captioned pictures are."""
-        return self.run / "words" / tar.stem
+    def words_folder(self, part: str, tar: Path) -> Path:
+        """Where the words of a tar of pictures are."""
+        return self.run / "words" / part / tar.stem
 
     def word_meanings(self) -> Tensor:
         """(K, E) unit vectors of the words in the space in which they are relevant to pictures; made once in a run."""

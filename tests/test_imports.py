@@ -24,6 +24,7 @@ ROOMS = (
     ("workspace", "release"),
     ("system", "pages", "official"),
     ("pipeline",),
+    ("few_shot",),
     ("serve",),
     ("cli",),
 )

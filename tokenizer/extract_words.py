@@ -1,7 +1,7 @@
-"""Captioned pictures to words of the language model, a folder a shard. ``python -m tokenizer.extract_words CONFIG``
+"""Pictures to words of the language model, a folder a shard. ``python -m tokenizer.extract_words CONFIG``
 
-``run/words/SHARD`` holds indices into the word list, which ``run/words/words.json`` has: ids of the text vocabulary and
-strings. A shard appears whole or not at all, so that a run that was cut goes on at the next one.
+``run/words/PART/SHARD`` holds indices into the word list, which ``run/words/words.json`` has: ids of the text vocabulary
+and strings. A shard appears whole or not at all, so that a run that was cut goes on at the next one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ def main(experiment: Experiment, run: Path) -> None:
     folder = work.folder("words")
     made_by = file_digest(run / "pyramid" / "pyramid.safetensors")
     tokenizer = work.pyramid()
-    jobs = [(split, *job) for split in SPLITS for job in work.shards("captions", split).by_tar()]
+    sets = [(part, split) for part in work.parts() for split in SPLITS]
+    jobs = [(part, split, *job) for part, split in sets for job in work.shards(part, split).by_tar()]
     progress = Progress(folder, len(jobs), "shards")
-    for done, (split, tar, numbers) in enumerate(jobs, start=1):
-        path = work.words_folder(tar)
+    for done, (part, split, tar, numbers) in enumerate(jobs, start=1):
+        path = work.words_folder(part, tar)
         if not path.is_dir():
-            pictures = PictureSet(work.shards("captions", split), fit=experiment.tokenizer.model.encoder.fit)
-            pooled = work.head_features("captions", split) if experiment.pyramid.model.pooled else None
+            pictures = PictureSet(work.shards(part, split), fit=experiment.tokenizer.model.encoder.fit)
+            pooled = work.head_features(part, split) if experiment.pyramid.model.pooled else None
             keys = [pictures.shards.keys[n] for n in numbers]
             found = words_of(tokenizer, pictures, pooled, list(numbers), experiment.extraction.batch)
             write_shard(path, found, {"keys": keys, "skipped": {}, "made_by": made_by}, features=False)

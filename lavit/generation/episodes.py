@@ -55,7 +55,8 @@ class InContextConfig:
     as the first of ``words`` words of its pyramid; the other numbers are measured in the first setting alone, and so
     are the ``controls``: "shuffled" deals the examples' words anew among them, "random" has random words, "named"
     words near the true name, which is a ceiling. ``episodes`` tasks are made of each kind, ``at_once`` of them are read
-    together. An answer of its own has up to ``answer`` tokens. ``precision`` is the model's, fp32 or bf16.
+    together. Captions and questions are answered after ``examples`` training pictures, each read as ``read`` words. An
+    answer of its own has up to ``answer`` tokens. ``precision`` is the model's, fp32 or bf16.
     """
 
     category: TaskConfig | None = field(default_factory=TaskConfig)
@@ -64,6 +65,8 @@ class InContextConfig:
     controls: list[str] = field(default_factory=lambda: list(CONTROLS))
     episodes: int = 40
     at_once: int = 4
+    examples: int = 6
+    read: int = 5
     answer: int = 8
     precision: str = "fp32"
     denoising: DenoisingConfig = field(default_factory=DenoisingConfig)
@@ -87,6 +90,8 @@ def check_in_context(config: InContextConfig, key: str = "evaluation.in_context"
                 )
     if config.category is None and config.label is None:
         raise ValueError(f"{key}: category and label are both null; set one of them")
+    if config.examples < 1 or config.read < 1:
+        raise ValueError(f"{key}: examples {config.examples} and read {config.read} must be at least 1")
     if not config.words or min(config.words) < 1:
         raise ValueError(f"{key}.words is {config.words}; give numbers of words, at least 1")
     if unknown := [name for name in config.controls if name not in CONTROLS]:

@@ -62,12 +62,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         ValueError: a glob that matches nothing, or nothing is left to train.
     """
     named = dict(model.named_parameters())
-    moved = {name for glob in config.trained for name in matching(list(named), glob, "optimizer.trained")}
-    for name in named.keys() - moved if config.trained else ():
+    for name in named.keys() - trained_names(model, config):
         named[name].requires_grad_(False)
-    for glob in config.frozen:
-        for name in matching(list(named), glob, "optimizer.frozen"):
-            named[name].requires_grad_(False)
     factor = dict.fromkeys(named, 1.0)
     for glob, value in config.scale.items():
         factor.update(dict.fromkeys(matching(list(named), glob, "optimizer.scale"), value))
@@ -86,6 +82,18 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     if not groups:
         raise ValueError("optimizer.trained and optimizer.frozen leave nothing to train")
     return groups
+
+
+def trained_names(model: nn.Module, config: OptimizerConfig) -> set[str]:
+    """Which parameters of a model are moved: those that ``trained`` names, or all, less those of ``frozen``.
+
+    Raises:
+        ValueError: a glob that matches nothing.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    moved = {name for glob in config.trained or ["*"] for name in matching(names, glob, "optimizer.trained")}
+    moved -= {name for glob in config.frozen for name in matching(names, glob, "optimizer.frozen")}
+    return {name for name, parameter in model.named_parameters() if name in moved and parameter.requires_grad}
 
 
 class MuonAndAdamW(torch.optim.Optimizer):

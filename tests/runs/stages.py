@@ -29,9 +29,9 @@ def alone() -> Iterator[None]:
         os.environ.update(before)
 
 
-def run_stages(config: Path, run: Path) -> None:
-    """Run all stages that ``config`` names into the folder ``run``."""
-    argv = [str(config), f"run={run}"]
+def run_stages(config: Path, run: Path, *overrides: str) -> None:
+    """Run all stages that ``config`` names, or the ``overrides``, into the folder ``run``."""
+    argv = [str(config), f"run={run}", *overrides]
     with alone():
         for stage in stages_of(argv[0], argv[1:]):
             main = importlib.import_module(stage.module).main
