@@ -151,7 +151,8 @@ def _log_partition(z: Tensor, codebook: Tensor, squares: Tensor) -> Tensor:
 def dynamic_weight(appearance: Tensor, semantic: Tensor) -> Tensor:
     """() w = sg(L_app / L_sem): both parts of the loss are of one size, and w has no gradient.
 
-    The critic's parts, which may be below zero, are left out of L_app here.
+    The critic's parts, which may be below zero, are left out of L_app here. It is that of the pictures at hand: of a
+    rank's, and of a micro-batch's where there are several.
     """
     return (appearance / semantic.clamp_min(1e-8)).detach()
 
