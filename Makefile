@@ -15,7 +15,7 @@ LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTF
 
 .PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune autoencoder decoder \
 	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers \
-	pyramid words eval-pyramid plan bench report release checks
+	speech vocoder pyramid words eval-speech eval-pyramid eval-in-context plan bench report release checks compare
 
 setup: $(VENV)/.complete
 
@@ -80,6 +80,18 @@ eval-text-to-image: setup
 compare-tokenizers: setup
 	@$(RUN) -m tokenizer.compare $(RUNS) $(ARGS)
 
+speech: setup
+	@$(RUN) -m tokenizer.train_speech $(CONFIG) $(ARGS)
+
+vocoder: setup
+	@$(LAUNCH) tokenizer.train_vocoder $(LAUNCHED)
+
+eval-speech: setup
+	@$(RUN) -m eval.speech $(CONFIG) $(ARGS)
+
+eval-in-context: setup
+	@$(RUN) -m eval.in_context $(CONFIG) $(ARGS)
+
 pyramid: setup
 	@$(LAUNCH) tokenizer.train_pyramid $(LAUNCHED)
 
@@ -101,6 +113,9 @@ release: demo
 
 checks: setup
 	@$(RUN) -m eval.checks $(CONFIG) $(ARGS)
+
+compare: setup
+	@$(RUN) -m eval.compare $(if $(RUNS),$(RUNS),$(wildcard configs/*/demo.yaml))
 
 report: setup
 	@$(RUN) -m eval.report $(CONFIG) $(ARGS)

@@ -1,7 +1,7 @@
 """Pictures to words of the language model, a folder a shard. ``python -m tokenizer.extract_words CONFIG``
 
-``run/words/PART/SHARD`` holds indices into the word list, which ``run/words/words.json`` has: ids of the text vocabulary
-and strings. A shard appears whole or not at all, so that a run that was cut goes on at the next one.
+``run/words/PART/SHARD`` holds indices into the word list, which ``run/words/words.json`` has: ids of the text
+vocabulary and strings. A shard appears whole or not at all, so that a run that was cut goes on at the next one.
 """
 
 from __future__ import annotations

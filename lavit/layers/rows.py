@@ -33,23 +33,26 @@ class FactoredConfig:
 
 
 class FactoredRows(nn.Module):
-    """Rows (2 + K, D): those of ``[IMG]`` and ``[/IMG]``, then a codebook (K, d) times a projection (d, D).
+    """Rows (2 + K, D): of ``[IMG]`` and ``[/IMG]``, then a codebook (K, d) through a projection (d, D) with a bias.
 
-    TEAL, arXiv 2311.04589: on the way in h = P_in(E[id]), on the way out logits = W P_out(y).
+    TEAL, arXiv 2311.04589: on the way in h = P_in(E[id]), on the way out logits = W P_out(y). The projection's bias
+    begins as the mean of the text's rows ``text`` (V, D), so that new ids are about as likely as others at first.
     """
 
-    def __init__(self, codes: int, width: int, inner: int, scale: Tensor):
+    def __init__(self, codes: int, inner: int, text: Tensor):
         super().__init__()
+        width, scale = text.shape[1], text.detach().std()
         self.marks = nn.Parameter(torch.randn(2, width))
         self.codes = nn.Parameter(F.normalize(torch.randn(codes, inner), dim=-1))
         self.project = nn.Parameter(torch.randn(inner, width))
-        with torch.no_grad():
+        self.project_bias = nn.Parameter(text.detach().mean(0))
+        with torch.no_grad():  # in place, where they are: a release makes its model without storage
             self.marks.mul_(scale)
             self.project.mul_(scale)
 
     def forward(self) -> Tensor:
         """(2 + K, D)."""
-        return torch.cat([self.marks, self.codes @ self.project])
+        return torch.cat([self.marks, self.codes @ self.project]) + self.project_bias
 
     @torch.no_grad()
     def start_from(self, codebook: Tensor) -> None:
@@ -69,10 +72,10 @@ class FactoredRows(nn.Module):
 class JointRows(nn.Module):
     """The factored rows (vocabulary.rows, D) of all that is not text: ``image``, and ``audio`` if there is any."""
 
-    def __init__(self, vocabulary: Vocabulary, config: FactoredConfig, width: int, scale: Tensor):
+    def __init__(self, vocabulary: Vocabulary, config: FactoredConfig, text: Tensor):
         super().__init__()
-        self.image = FactoredRows(vocabulary.codes, width, config.width, scale)
-        self.audio = FactoredRows(vocabulary.sounds, width, config.speech, scale) if vocabulary.sounds else None
+        self.image = FactoredRows(vocabulary.codes, config.width, text)
+        self.audio = FactoredRows(vocabulary.sounds, config.speech, text) if vocabulary.sounds else None
 
     def forward(self) -> Tensor:
         return self.image() if self.audio is None else torch.cat([self.image(), self.audio()])
@@ -260,7 +263,7 @@ def factored_rows(vocabulary: Vocabulary, text: Tensor, config: FactoredConfig) 
     """
     if vocabulary.gaps > 1:
         raise ValueError("model.factored has rows of codes alone; set tokenizer.model.places to null beside it")
-    return JointRows(vocabulary, config, text.shape[1], text.detach().std())
+    return JointRows(vocabulary, config, text)
 
 
 def new_rows(rows: int, width: int) -> nn.Embedding:

@@ -194,12 +194,16 @@ def test_factored_rows_are_a_codebook_times_a_projection(factored):
     """h = P_in(E[id]) and logits = W P_out(y) (TEAL)."""
     embedding, head = factored
     code = torch.tensor([TEXT + 2 + 1])
-    torch.testing.assert_close(embedding(code)[0], embedding.new.image.codes[1] @ embedding.new.image.project)
-    assert torch.equal(embedding(torch.tensor([TEXT, TEXT + 1])), embedding.new.image.marks)
+    rows = embedding.new.image
+    torch.testing.assert_close(embedding(code)[0], rows.codes[1] @ rows.project + rows.project_bias)
+    assert torch.equal(embedding(torch.tensor([TEXT, TEXT + 1])), rows.marks + rows.project_bias)
+    torch.testing.assert_close(rows.project_bias, embedding.text.weight.mean(0))
     y = torch.randn(3, WIDTH)
     logits = head(y)
-    torch.testing.assert_close(logits[:, TEXT + 2 :], (y @ head.new.image.project.T) @ head.new.image.codes.T)
-    torch.testing.assert_close(logits[:, TEXT : TEXT + 2], y @ head.new.image.marks.T)
+    out = head.new.image
+    offset = (y @ out.project_bias)[:, None]
+    torch.testing.assert_close(logits[:, TEXT + 2 :], (y @ out.project.T) @ out.codes.T + offset)
+    torch.testing.assert_close(logits[:, TEXT : TEXT + 2], y @ out.marks.T + offset)
     torch.testing.assert_close(head.image_logits(y), logits[:, TEXT + 1 :])
     torch.testing.assert_close(head.text_logits(y), logits[:, : TEXT + 1])
 
@@ -219,7 +223,7 @@ def test_the_loss_of_factored_rows_reaches_each_of_them(factored):
 def test_factored_rows_begin_as_a_codebook(factored):
     rows, codebook = factored[0].new.image, torch.randn(3, 2)
     rows.start_from(codebook)
-    assert torch.equal(rows()[2:], codebook @ rows.project)
+    assert torch.equal(rows()[2:], codebook @ rows.project + rows.project_bias)
     with pytest.raises(ValueError, match=r"the codebook is \(3, 5\) and model.factored asks for \(3, 2\)"):
         rows.start_from(torch.randn(3, 5))
 
@@ -243,6 +247,7 @@ def test_rows_of_speech_stand_after_those_of_images(config):
     rows = embedding.new() if config else embedding.new.weight
     assert torch.equal(embedding(torch.arange(TEXT, vocabulary.size)), rows)
     if config:
-        torch.testing.assert_close(rows[7:], embedding.new.audio.codes @ embedding.new.audio.project)
+        audio = embedding.new.audio
+        torch.testing.assert_close(rows[7:], audio.codes @ audio.project + audio.project_bias)
         head(y, torch.tensor([TEXT + 7, TEXT + 5, 0])).loss.backward()
         assert head.new.audio.codes.grad.any() and head.new.audio.marks.grad.any()

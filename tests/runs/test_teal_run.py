@@ -19,7 +19,7 @@ from tests.runs.stages import run_stages
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "teal" / "toy.yaml"
-PROJECTIONS = {"embedding.new.image.project", "head.new.image.project"}
+PROJECTIONS = {f"{side}.new.image.project{part}" for side in ("embedding", "head") for part in ("", "_bias")}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,11 @@ def test_the_first_stage_moves_the_two_projections_and_nothing_else(run, work):
 def test_the_second_stage_moves_codebooks_projections_biases_and_gains(run):
     old, new = (load_file(run / "pretrain" / phase / "model.safetensors") for phase in ("align", "finetune"))
     moved = changed(old, new)
-    rows = {f"{side}.new.image.{part}" for side in ("embedding", "head") for part in ("marks", "codes", "project")}
+    rows = {
+        f"{side}.new.image.{part}"
+        for side in ("embedding", "head")
+        for part in ("marks", "codes", "project", "project_bias")
+    }
     assert rows <= moved and all(name.endswith((BIAS, GAIN)) for name in moved - rows)
     assert any(name.endswith(BIAS) for name in moved) and any(name.endswith(GAIN) for name in moved)
 
