@@ -56,7 +56,8 @@ class PyramidLayers:
         is h'·i − ⌈h'/2⌉.
         """
         step = self.side // side
-        line = step * torch.arange(1, side + 1) - (step + 1) // 2
+        # On the CPU whatever is built around it: it is looked at while models are built, also of those without content.
+        line = step * torch.arange(1, side + 1, device="cpu") - (step + 1) // 2
         return (line[:, None] * self.side + line).flatten()
 
     def held(self, tokens: int) -> Tensor:

@@ -142,7 +142,7 @@ class PyramidTokenizer(nn.Module):
         if self.whole is not None:
             if self._beside[0] is None:
                 raise ValueError("pyramid.model.pooled is set and the image encoder was not given: it cannot encode")
-            encoder = self._beside[0].eval()
+            encoder = self._beside[0].eval().to(images.device)
             pooled = encoder.raw_and_head(scaled(images, encoder.config.image_size))[1]
         return self.quantizer.tokens(self.name(scaled(images, self.config.image_size) * 2 - 1, pooled))
 

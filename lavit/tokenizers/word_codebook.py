@@ -48,7 +48,8 @@ class WordCodebookConfig:
 
 
 class WordList(NamedTuple):
-    """ids (K,) int64 of a language model's text vocabulary, increasing in no order; words, K strings without spaces."""
+    """ids (K,) int64 of a language model's text vocabulary and words, K strings without spaces; both in the order of
+    the codes."""
 
     ids: Tensor
     words: list[str]

@@ -155,7 +155,7 @@ def test_commitment_draws_latents_and_counts_places_with_tokens_alone():
         known = layers.held(layers.prefix(number)) > 0
         expected += float((flat - named.partial[number - 1])[:, known].square().mean())
     loss = quantizer.commitment(z, named)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     assert z.grad.abs().sum() > 0 and not quantizer.codebook.requires_grad
 

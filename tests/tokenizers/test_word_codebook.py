@@ -52,6 +52,7 @@ def test_words_are_whole_and_come_back_as_the_same_id(text):
         word_list(text, config(letters=30))
 
 
+@pytest.mark.network
 def test_all_words_of_smollm2_come_back():
     text = open_text_tokenizer(llm_folder("smollm2"))
     chosen = word_list(text, WordCodebookConfig(most=65000))
