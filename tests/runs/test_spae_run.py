@@ -25,18 +25,23 @@ from tokenizer.train_pyramid import prefix_of
 
 CONFIG = Path(__file__).parents[2] / "configs" / "spae" / "toy.yaml"
 TOKENS = 37
+FEW = (
+    "demo.stages=[data,pyramid,words,eval/pyramid,eval/caption,eval/vqa,report]",
+    "evaluation.captions=4", "evaluation.retrieval=4", "evaluation.questions=4",
+    "evaluation.text.max_tokens=3", "evaluation.answer.max_tokens=2", "evaluation.in_context.read=3",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("spae") / "run"
-    run_stages(CONFIG, folder)
+    run_stages(CONFIG, folder, *FEW)
     return folder
 
 
 @pytest.fixture(scope="module")
 def work(run):
-    return Workspace(load_experiment(CONFIG, [f"run={run}"]), run)
+    return Workspace(load_experiment(CONFIG, [f"run={run}", *FEW]), run)
 
 
 def test_a_picture_has_so_many_words_and_they_come_back_from_the_text_tokenizer(work):
@@ -95,7 +100,7 @@ def test_a_training_that_is_cut_ends_as_one_that_was_not(run, tmp_path):
     for step in (4, 6):
         shutil.rmtree(cut / "pyramid" / "checkpoints" / f"step{step}")
     with alone():
-        run_stage(train_pyramid, None, [str(CONFIG), f"run={cut}"])
+        run_stage(train_pyramid, None, [str(CONFIG), f"run={cut}", *FEW])
     steps = [json.loads(line)["step"] for line in (cut / "pyramid" / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 3, 4, 5]
     expected, found = (load_file(folder / "pyramid" / "pyramid.safetensors") for folder in (run, cut))
@@ -105,23 +110,27 @@ def test_a_training_that_is_cut_ends_as_one_that_was_not(run, tmp_path):
 def test_extraction_goes_on_and_knows_whose_words_it_holds(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    kept, gone = sorted(path for path in (other / "words").iterdir() if path.is_dir())[:2]
+    kept, gone = sorted(path for path in (other / "words" / "captions").iterdir() if path.is_dir())[:2]
     about = kept / "about.json"
     shutil.rmtree(gone)
     (other / "words" / "done.json").unlink()
     before = about.stat().st_mtime_ns
-    run_stage(extract_words, "words", [str(CONFIG), f"run={other}"])
+    run_stage(extract_words, "words", [str(CONFIG), f"run={other}", *FEW])
     assert gone.is_dir() and about.stat().st_mtime_ns == before
     about.write_text(about.read_text().replace('"made_by": "', '"made_by": "0'))
     (other / "words" / "done.json").unlink()
     with pytest.raises(SystemExit) as error:
-        run_stage(extract_words, "words", [str(CONFIG), f"run={other}"])
+        run_stage(extract_words, "words", [str(CONFIG), f"run={other}", *FEW])
     assert "words of another pyramid; remove" in str(error.value.__cause__)
 
 
 def test_its_figures_and_report(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    assert set(metrics) == {"pyramid", "seconds"} and metrics["seconds"].keys() >= {"pyramid", "words", "eval"}
+    assert set(metrics) == {"caption", "vqa", "pyramid", "seconds"} and metrics["seconds"].keys() >= {
+        "pyramid",
+        "words",
+        "eval",
+    }
     found = metrics["pyramid"]
     assert found["tokens"] == TOKENS and found["mse"] == found["mse_4"] and found["r5"] == found["r5_4"]
     assert found["words_used"] <= 300 and 0 < found["latent_error_average"] < found["latent_error_residual"]
@@ -133,8 +142,11 @@ def test_its_figures_and_report(run):
 
 def test_stages_come_after_what_they_are_built_on():
     stages = {stage.name: stage for stage in stages_of(str(CONFIG), [])}
-    assert list(stages) == ["data", "pyramid", "words", "eval/pyramid", "report"]
+    assert list(stages) == [
+        "data", "pyramid", "words", "eval/caption", "eval/vqa", "eval/in_context", "eval/pyramid", "report"
+    ]  # fmt: skip
     assert stages["pyramid"].ranks and stages["words"].needs == ("pyramid",)
+    assert "words" in stages["eval/caption"].needs and "words" in stages["eval/in_context"].needs
 
 
 @pytest.mark.parametrize("override, words", [
@@ -202,3 +214,11 @@ def test_words_that_say_what_there_is_are_told_from_random_ones(monkeypatch):
 
 def test_words_layer_by_layer():
     assert by_layer(torch.tensor([1, 0, 0, 1, 1]), [1, 4], ["a", "b"]) == [["b"], ["a", "a", "b", "b"]]
+
+
+def test_captions_and_answers_are_written_in_context(run, work):
+    captions = read_json(run / "eval" / "caption" / "figures.json")
+    answers = read_json(run / "eval" / "vqa" / "figures.json")
+    assert captions["n"] == answers["n"] == 4 and all("written" in sample for sample in captions["samples"])
+    codes = work.codes("vqa", "test")
+    assert len(codes) == len(work.shards("vqa", "test")) and codes.codes(0).shape == (TOKENS,)

@@ -268,6 +268,7 @@ decoder:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_a_decoder_of_the_larger_shape_on_latents_of_its_own_vae(finished: Path, tmp_path: Path) -> None:
     """Two ranks, ZeRO-3, through the real launcher; what stands beside the weights is in no checkpoint."""
     config = tmp_path / "latents.yaml"
