@@ -24,6 +24,7 @@ from lavit.vocabulary import SILENT, UNDERSTANDS
 from lavit.workspace import Workspace
 
 BATCH = 64
+IN_CONTEXT = "`make eval-in-context`, `make eval-caption` and `make eval-vqa`"
 
 
 class Painting(TypedDict, total=False):
@@ -50,7 +51,13 @@ class System:
 
     @classmethod
     def from_run(cls, work: Workspace, renders: bool = True) -> Self:
-        """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet."""
+        """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet.
+
+        Raises:
+            ValueError: a run whose language model is frozen and reads words of a pyramid.
+        """
+        if work.experiment.pyramid is not None:
+            raise ValueError(f"{work.run} trains no language model: its pictures are words, which {IN_CONTEXT} read")
         stage, cfg = work.experiment.pretrain, work.experiment.evaluation
         language = LanguageConfig.of(stage.row, stage.read, stage.last().model)
         plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates, cfg.transcript, cfg.speech)

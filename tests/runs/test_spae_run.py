@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from eval.demo import stages_of
 from eval.pyramid import by_layer, meaning
 from lavit.experiment import load_experiment, run_stage
+from lavit.pipeline import LaVIT
 from lavit.runs import read_json
 from lavit.tokenizers.word_codebook import codebook_digest
 from lavit.workspace import Workspace
@@ -222,3 +223,8 @@ def test_captions_and_answers_are_written_in_context(run, work):
     assert captions["n"] == answers["n"] == 4 and all("written" in sample for sample in captions["samples"])
     codes = work.codes("vqa", "test")
     assert len(codes) == len(work.shards("vqa", "test")) and codes.codes(0).shape == (TOKENS,)
+
+
+def test_what_a_trained_system_does_it_cannot(work):
+    with pytest.raises(ValueError, match="trains no language model: its pictures are words"):
+        LaVIT.from_run(work)
