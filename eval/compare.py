@@ -81,7 +81,7 @@ def rows_of(systems: list[Compared]) -> dict[str, Any]:
     train = first.work.pictures("captions", "train").captions
     labels = validation_labels(first.work)
     by_question, majority = question_priors(metas(first.work, "train"))
-    answers = [first_of(asked, key)["answers"] for key in asked[0]]
+    answers = [sample["answers"] for sample in asked[0].values()]
     rows = {}
     for one, captions, questions in zip(systems, pictures, asked, strict=True):
         truth, written, near = ([s[name] for s in captions.values()] for name in ("truth", "written", "nearest"))
@@ -121,10 +121,6 @@ def common(samples: list[dict[Any, dict]], what: str) -> list[dict[Any, dict]]:
     if not keys:
         raise ValueError(f"the runs were evaluated on no {what} in common; give them one seed and one split")
     return [{key: its[key] for key in keys} for its in samples]
-
-
-def first_of(asked: list[dict[Any, dict]], key: Any) -> dict:
-    return asked[0][key]
 
 
 def costs(work: Workspace) -> dict[str, float]:

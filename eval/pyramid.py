@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.reconstruct import to_bytes
 from lavit.data.sentences import sentence_vectors
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import category_of, label_of
@@ -228,11 +229,6 @@ def aligned(work: Workspace, vectors: Tensor, numbers: list[int], truth: list[st
         # What the words could say at best: each picture's most relevant word.
         "similarity_relevant": float((vectors[best] * labels).sum(-1).mean()),
     }
-
-
-def to_bytes(images: Tensor) -> np.ndarray:
-    """(B, 3, S, S) in [0, 1] to (B, S, S, 3) uint8."""
-    return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 if __name__ == "__main__":

@@ -17,13 +17,16 @@ from lavit.data.audio import read_sounds, to_flac
 from lavit.data.order import generator_for, seed_for
 from lavit.data.whisper import whisper_folder
 from lavit.experiment import Experiment, run_stage
+from lavit.metrics.codes import code_usage
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
 from lavit.metrics.speech import error_rates
+from lavit.pages.pictures import evenly
 from lavit.pipeline import LaVIT
 from lavit.renderers.vocoder import Vocoder
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.codes import CodeSet
 from lavit.tokenizers.recogniser import Recogniser
+from lavit.tokenizers.speech import SpeechTokenizer
 from lavit.workspace import Workspace
 
 SHOWN = 8  # clips that can be heard in the report
@@ -35,7 +38,7 @@ def main(experiment: Experiment, run: Path) -> None:
         raise ValueError("data.speech is not set: there is nothing to listen to; leave eval/speech out of demo.stages")
     folder, system = work.folder("eval/speech"), LaVIT.from_run(work, renders=False)
     clips, codes = work.shards("speech", cfg.split), work.codes("speech", cfg.split)
-    numbers = spread(len(clips), cfg.clips)
+    numbers = evenly(list(range(len(clips))), cfg.clips)
     heard, truth = [codes.codes(n) for n in numbers], [clips.describe(n)[0] for n in numbers]
     progress = Progress(folder, 5, "passes")
     figures = written_down(system, heard, truth, numbers, experiment)
@@ -43,7 +46,7 @@ def main(experiment: Experiment, run: Path) -> None:
     progress.update(1)
     train = work.shards("speech", "train")
     sounds = read_sounds(clips, numbers)
-    near = [train.describe(n)[0] for n in alike(sounds, work)]
+    near = [train.describe(n)[0] for n in alike(sounds, system.parts.speech, work.codes("speech", "train"))]
     figures |= named("nearest", error_rates(near, truth)) | named("constant", constant(work, truth))
     progress.update(2)
     figures |= found(system, heard[: cfg.retrieval], truth[: cfg.retrieval])
@@ -53,19 +56,15 @@ def main(experiment: Experiment, run: Path) -> None:
         figures |= audible(system, *parts, experiment, folder)
     progress.update(4)
     counts = codes.counts().double()
-    figures |= {"tokens_mean": float(counts.mean()), "codes": len(system.parts.speech.codebook)}
-    figures |= {"perplexity": perplexity(codes, len(system.parts.speech.codebook))}
+    size = len(system.parts.speech.codebook)
+    used = code_usage(torch.cat([codes.codes(n) for n in range(len(codes))]), size)
+    figures |= {"tokens_mean": float(counts.mean()), "codes": size, "perplexity": used["perplexity"]}
     samples = [
         {"number": n, "truth": t, "written": w, "nearest": m}
         for n, t, w, m in zip(numbers, truth, written, near, strict=True)
     ]
     write_json(folder / "figures.json", figures | {"n": len(numbers), "split": cfg.split, "samples": samples})
     progress.update(5)
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` of so many numbers, at even steps."""
-    return list(range(count)) if count <= most else [i * count // most for i in range(most)]
 
 
 def named(name: str, rates: dict[str, float]) -> dict[str, float]:
@@ -83,18 +82,21 @@ def written_down(
         return system.write_texts([system.maker.heard(one) for one in codes], cfg.transcript, seeds)
 
     written = write(heard)
-    mixed = [one[torch.randperm(len(one), generator=generator_for(s))] for one, s in zip(heard, seeds, strict=True)]
     wrong = [
         error_rates([written[i] for i in order], truth) for order in derangements(len(truth), cfg.derangements, seed)
     ]
-    figures = error_rates(written, truth) | named("mixed", error_rates(write(mixed), truth))
+    figures = error_rates(written, truth) | named("mixed", error_rates(write(out_of_order(heard, seeds)), truth))
     figures |= {f"{key}_shuffled": sum(one[key] for one in wrong) / len(wrong) for key in ("cer", "wer")}
     return figures | {"written": written}
 
 
-def alike(sounds: list[Tensor], work: Workspace) -> list[int]:
+def out_of_order(heard: list[Tensor], seeds: list[int]) -> list[Tensor]:
+    """The codes of every clip in an order of its seed's."""
+    return [one[torch.randperm(len(one), generator=generator_for(s))] for one, s in zip(heard, seeds, strict=True)]
+
+
+def alike(sounds: list[Tensor], tokenizer: SpeechTokenizer, train: CodeSet) -> list[int]:
     """The training clips whose mean codes are most similar to those of sounds, by number."""
-    tokenizer, train = work.speech_tokenizer(), work.codes("speech", "train")
     mean = torch.stack([tokenizer.codebook[train.codes(n)].mean(0) for n in range(len(train))])
     own = torch.stack([tokenizer.encode([sound]).features[0].mean(0) - tokenizer.mean for sound in sounds])
     return (F.normalize(own, dim=-1) @ F.normalize(mean, dim=-1).T).argmax(1).tolist()
@@ -129,27 +131,27 @@ def audible(
     """What a recogniser hears, and how far spectrograms are from those of the recordings; some sounds are kept."""
     cfg, vocoder = experiment.evaluation, system.parts.vocoder
     seeds = [seed_for(experiment.seed, n) for n in numbers]
-    mixed = [one[torch.randperm(len(one), generator=generator_for(s))] for one, s in zip(heard, seeds, strict=True)]
     said = system.say_codes(truth, cfg.speech, seeds)
-    rebuilt = vocoder.sounds(heard, seeds)
+    codes = heard, out_of_order(heard, seeds), said
+    rebuilt, mixed, aloud = (vocoder.sounds(its, seeds) for its in codes)
     spectrogram = vocoder.spectrogram
     lifted = [
         spectrogram.sound(spectrogram(s), vocoder.config.iterations, i) for s, i in zip(sounds, seeds, strict=True)
     ]
     judge = Recogniser(cfg.recogniser or whisper_folder(), cfg.language)
     order = derangements(len(truth), 1, experiment.seed)[0].tolist()
-    spoken = judge.transcribe(vocoder.sounds(said, seeds))
+    spoken = judge.transcribe(aloud)
     hears = {
         "recording": judge.transcribe(sounds), "lifted": judge.transcribe(lifted),
-        "round_trip": judge.transcribe(rebuilt), "round_trip_mixed": judge.transcribe(vocoder.sounds(mixed, seeds)),
+        "round_trip": judge.transcribe(rebuilt), "round_trip_mixed": judge.transcribe(mixed),
         "spoken": spoken, "spoken_shuffled": [spoken[i] for i in order],
     }  # fmt: skip
-    heard_as = {"recording": sounds, "codes": rebuilt, "said": vocoder.sounds(said, seeds)}
+    heard_as = {"recording": sounds, "codes": rebuilt, "said": aloud}
     for number, *its in zip(numbers[:SHOWN], *heard_as.values(), strict=False):
         for name, sound in zip(heard_as, its, strict=True):
             (folder / f"{number}-{name}.flac").write_bytes(to_flac(sound if len(sound) else torch.zeros(160)))
     figures = {f"{name}_cer": error_rates(texts, truth)["cer"] for name, texts in hears.items()}
-    errors = {"mel": rebuilt, "mel_lifted": lifted, "mel_mixed": vocoder.sounds(mixed, seeds)}
+    errors = {"mel": rebuilt, "mel_lifted": lifted, "mel_mixed": mixed}
     figures |= {f"{name}_error": mel_error(vocoder, made, sounds) for name, made in errors.items()}
     mean = torch.stack([spectrogram(sound).mean(1) for sound in sounds]).mean(0)
     constants = [(spectrogram(sound) - mean[:, None]).abs().mean() for sound in sounds]
@@ -169,12 +171,6 @@ def mel_error(vocoder: Vocoder, made: list[Tensor], sounds: list[Tensor]) -> flo
         frames = min(one.shape[1], other.shape[1])
         errors.append((one[:, :frames] - other[:, :frames]).abs().mean())
     return float(torch.stack(errors).mean())
-
-
-def perplexity(codes: CodeSet, count: int) -> float:
-    """Of the codes of all clips."""
-    share = torch.cat([codes.codes(n) for n in range(len(codes))]).bincount(minlength=count).double()
-    return float(torch.special.entr(share / share.sum()).sum().exp())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from lavit.metrics.captions import category_accuracy, category_of
 from lavit.metrics.retrieval import derangements
 from lavit.model import UnifiedLM
 from lavit.runs import Progress, write_json
+from lavit.tokenizers.word_codebook import SPACES
 from lavit.tokens import PackedBatch
 from lavit.weights import load_weights
 from lavit.workspace import Workspace
@@ -30,7 +31,6 @@ AT_ONCE = 16  # pictures
 SHOWN = 2  # telling words of a patch
 RARE = 1e-5  # what is rarer tells nothing
 LETTERS = re.compile(r"[a-z]{3,}")
-SPACES = ("Ġ", "▁")  # of byte-level BPE, of sentencepiece
 
 
 class WholeWords:

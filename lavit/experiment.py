@@ -458,6 +458,15 @@ def check_pyramid_stage(experiment: Experiment) -> None:
         )
 
 
+def check_stored(experiment: Experiment, size: int, key: str) -> None:
+    """Raise ValueError, with the dotted ``key``, where a decoder is to draw larger pictures than are stored."""
+    if size > experiment.data.image_size:
+        raise ValueError(
+            f"{key} {size} is more than the pictures are stored at, data.image_size {experiment.data.image_size}: it "
+            "would learn enlarged ones; make one fit the other"
+        )
+
+
 def taken_tokens(experiment: Experiment) -> Callable[[Path], None]:
     """What gives a run the tokens of another one, if the experiment takes them from there.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.order import Place, generators_at, items_at
-from lavit.experiment import Experiment, run_stage
+from lavit.experiment import Experiment, check_stored, run_stage
 from lavit.renderers.objective import RendererBatch, RendererObjective, training_noise
 from lavit.runs import is_done, mark_done
 from lavit.training.loop import train
@@ -23,11 +23,7 @@ def main(experiment: Experiment, run: Path) -> None:
     folder = work.folder("decoder")
     if is_done(folder):
         return
-    if stage.model.image_size > experiment.data.image_size:
-        raise ValueError(
-            f"decoder.model.image_size {stage.model.image_size} is more than the pictures are stored at, "
-            f"data.image_size {experiment.data.image_size}: it would learn enlarged ones; make one fit the other"
-        )
+    check_stored(experiment, stage.model.image_size, "decoder.model.image_size")
     tokenizer = work.tokenizer()
     tokenizer.encoder = tokenizer.selector = tokenizer.merger = None  # what makes words is not needed, and large
     objective = RendererObjective(work.new_renderer(), tokenizer)

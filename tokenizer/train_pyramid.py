@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from lavit.data.order import Place, generators_at, items_at
-from lavit.experiment import Experiment, run_stage
+from lavit.experiment import Experiment, check_stored, run_stage
 from lavit.runs import is_done, mark_done
 from lavit.tokenizers.pyramid_objective import PyramidBatch, PyramidObjective
 from lavit.tokenizers.word_codebook import codebook_digest
@@ -23,11 +23,7 @@ def main(experiment: Experiment, run: Path) -> None:
     folder = work.folder("pyramid")
     if is_done(folder):
         return
-    if stage.model.image_size > experiment.data.image_size:
-        raise ValueError(
-            f"pyramid.model.image_size {stage.model.image_size} is more than the pictures are stored at, "
-            f"data.image_size {experiment.data.image_size}: it would learn enlarged ones; make one fit the other"
-        )
+    check_stored(experiment, stage.model.image_size, "pyramid.model.image_size")
     tokenizer = work.new_pyramid()
     frozen = codebook_digest(tokenizer.quantizer.codebook)
     pictures, size = work.pictures("captions", "train"), stage.model.image_size
