@@ -15,6 +15,7 @@ from lavit.arguments import as_count, as_number, as_tuple, batches, in_parts, is
 from lavit.data.documents import Document, DocumentMaker
 from lavit.data.images import as_image
 from lavit.data.order import seed_for
+from lavit.data.packing import document_length
 from lavit.generation import ImagePlan, TextPlan, continuation_likelihood, draw_codes, log_likelihood, write_text
 from lavit.release import GenerationConfig, LanguageConfig, Parts
 from lavit.tokenizers.codes import pad_codes
@@ -121,10 +122,12 @@ class System:
 
     def write_texts(self, prompts: list[Document], plan: TextPlan, seeds: list[int]) -> list[str]:
         """What follows each prompt, as ``plan`` says; a seed for each counts where it draws by lot."""
-        texts: list[str] = []
-        for part, its in zip(batches(prompts, self.batch), batches(seeds, self.batch), strict=True):
-            ids = write_text(self.model, part, self.text.eos_token_id, plan, its)
-            texts += [self.text.decode(row, skip_special_tokens=True).strip() for row in ids]
+        texts = [""] * len(prompts)
+        for part in alike_in_length(prompts, self.batch):
+            its, lots = [prompts[n] for n in part], [seeds[n] for n in part]
+            ids = write_text(self.model, its, self.text.eos_token_id, plan, lots)
+            for number, row in zip(part, ids, strict=True):
+                texts[number] = self.text.decode(row, skip_special_tokens=True).strip()
         return texts
 
     def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
@@ -154,7 +157,10 @@ class System:
         """(clips, texts) float32 log-likelihoods of every text after the codes of every clip."""
         prompts = [self.maker.heard(one) for one in codes]
         ids = [self.maker.audio_text(codes[0], text)[1].ids for text in texts]
-        return torch.cat([continuation_likelihood(self.model, part, ids) for part in batches(prompts, self.batch)])
+        scores = torch.empty(len(prompts), len(texts))
+        for part in alike_in_length(prompts, self.batch):
+            scores[part] = continuation_likelihood(self.model, [prompts[n] for n in part], ids)
+        return scores
 
     def say_codes(self, texts: list[str], plan: ImagePlan, seeds: Sequence[int]) -> list[Tensor]:
         """Codes of speech (n,) int64 for each text."""
@@ -239,3 +245,17 @@ class System:
             "sampler": sampler,
             "size": size,
         }
+
+
+def alike_in_length(prompts: Sequence[Document], size: int) -> list[list[int]]:
+    """Numbers of the prompts in parts of at most ``size``, the longest of each at most twice as long as its shortest.
+
+    What is padded costs as much as what is read.
+    """
+    lengths = [document_length(prompt) for prompt in prompts]
+    parts: list[list[int]] = []
+    for number in sorted(range(len(prompts)), key=lengths.__getitem__):
+        if not parts or len(parts[-1]) == size or lengths[number] > 2 * lengths[parts[-1][0]]:
+            parts.append([])
+        parts[-1].append(number)
+    return parts

@@ -12,6 +12,7 @@ from lavit import cli
 from lavit.data.images import ImageError
 from lavit.generation import ImagePlan, TextPlan, log_likelihood
 from lavit.pipeline import LaVIT, Refused
+from lavit.system import alike_in_length
 from lavit.tokenizers.places import PlacesConfig
 from lavit.tokenizers.selector import GainConfig, SelectionConfig
 from lavit.tokenizers.tokenizer import Tokenizer
@@ -331,3 +332,13 @@ def test_words_drawn_by_lot_follow_their_seed(system):
     captions = system.caption(seen, plan, seed=[1, 2, 3, 4])
     assert system.caption(seen[2], plan, seed=3) == captions[2]
     assert system.caption(seen, plan, seed=[5, 6, 7, 8]) != captions
+
+
+def test_prompts_of_like_length_are_read_together_and_texts_keep_their_order(system):
+    texts = ["a cat", "two dogs that sit " * 4, "a red hat", "two dogs that sit " * 5, "a"]
+    prompts = [system.maker.prompt([text], "text") for text in texts]
+    parts = alike_in_length(prompts, 2)
+    assert sorted(number for part in parts for number in part) == list(range(5)) and max(map(len, parts)) <= 2
+    assert {1, 3} in map(set, parts), "the long ones are not padded with"
+    alone = [system.write_texts([prompt], TextPlan(max_tokens=4), [0])[0] for prompt in prompts]
+    assert system.write_texts(prompts, TextPlan(max_tokens=4), [0] * 5) == alone and len(set(alone)) > 1
