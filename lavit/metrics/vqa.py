@@ -1,4 +1,5 @@
-"""VQA accuracy with the official normalisation of answers (arXiv 1505.00468; visualqa.org/evaluation.html).
+"""VQA accuracy with the official normalisation of answers (arXiv 1505.00468; visualqa.org/evaluation.html), which VQAv2
+and OK-VQA share, and the variants of TextVQA, VizWiz and GQA.
 
 An answer is right to the degree that three of the other people gave it: the mean, over the subsets that leave one of
 the ten answers out, of min(matches / 3, 1). One match of ten is .3, two .6, three .9, four and more 1.
@@ -7,8 +8,7 @@ the ten answers out, of min(matches / 3, 1). One match of ten is .3, two .6, thr
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
@@ -42,7 +42,20 @@ def _contractions() -> dict[str, str]:
 CONTRACTIONS = _contractions()
 
 
-def normalize_answer(answer: str) -> str:
+def _contractions_of_vizwiz() -> dict[str, str]:
+    """VizWiz' copy of the list, in which an editor has curled the apostrophes of all but these."""
+    plain = {"aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove"}
+    keys = {"couldn'tve", "hadn'tve"}
+    return {
+        key if key in keys else key.replace("'", "’"): value if key in plain else value.replace("'", "’")
+        for key, value in CONTRACTIONS.items()
+    }
+
+
+CONTRACTIONS_VIZWIZ = _contractions_of_vizwiz()
+
+
+def normalize_answer(answer: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     """An answer as the official evaluation compares it.
 
     Punctuation becomes a space, or nothing where that sign touches a space somewhere in the answer or where a digit,
@@ -55,8 +68,9 @@ def normalize_answer(answer: str) -> str:
     for sign in PUNCTUATION:
         beside_space = f"{sign} " in answer or f" {sign}" in answer
         text = text.replace(sign, "" if joined or beside_space else " ")
-    words = (NUMBERS.get(word, word) for word in FULL_STOP.sub("", text).lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    text = FULL_STOP.sub("", text, count=32)  # the official code gives a flag, of value 32, where the count stands
+    words = (NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(contractions.get(word, word) for word in words if word not in ARTICLES)
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
@@ -68,14 +82,55 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     single answer has to be matched.
     Errors: ValueError for no answers, or answers that are one string.
     """
-    if isinstance(answers, str) or not answers:
-        raise ValueError(f"answers are {answers!r}: give a list of at least one answer")
+    _check_answers(answers)
     prediction, *answers = (text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *answers))
     if len(answers) < 10 or len(set(answers)) > 1:
         prediction, *answers = (normalize_answer(text) for text in (prediction, *answers))
-    if len(answers) == 1:
-        return float(prediction == answers[0])
-    others = len(answers) - 1
+    return agreement(prediction, answers)
+
+
+def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """TextVQA's accuracy in [0, 1] (arXiv 1904.08920; the evaluator of M4C and of the set's server).
+
+    As `vqa_accuracy`, but everything is always normalised, after commas and question marks went and "'s" became a word
+    of its own, so that "1,000" and "1000" are equal, and "man's" is "man 's". Errors: as `vqa_accuracy`.
+    """
+    _check_answers(answers)
+    prediction, *answers = (normalize_text_answer(text) for text in (prediction, *answers))
+    return agreement(prediction, answers)
+
+
+def normalize_text_answer(answer: str) -> str:
+    """An answer as TextVQA's evaluation compares it."""
+    return normalize_answer(answer.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
+
+
+def vizwiz_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """VizWiz' accuracy in [0, 1] (arXiv 1802.08218; vizwiz.org/tasks-and-datasets/vqa).
+
+    The prediction alone is normalised: the people's answers were cleaned before they were published. So one that holds
+    an article, a sign or a number word cannot be matched. Errors: as `vqa_accuracy`.
+    """
+    _check_answers(answers)
+    return agreement(normalize_answer(prediction, CONTRACTIONS_VIZWIZ), answers)
+
+
+def exact_match(prediction: str, answer: str) -> float:
+    """GQA's accuracy (arXiv 1902.09506): 1 where the two strings are equal but for space around them, else 0."""
+    return float(prediction.strip() == answer.strip())
+
+
+def agreement(prediction: str, answers: Sequence[str]) -> float:
+    """The mean of min(matches / 3, 1) over the answers less one; see `vqa_accuracy` for fewer than ten."""
+    same, others = sum(answer == prediction for answer in answers), len(answers) - 1
+    if not others:
+        return float(same)
     needed = min(3.0, others / 3)
-    matches = [sum(answer == prediction for answer in subset) for subset in combinations(answers, others)]
-    return sum(min(found / needed, 1.0) for found in matches) / len(matches)
+    # Left out is one of the equal answers as often as there are such, and another one the other times.
+    total = same * max(0.0, min((same - 1) / needed, 1.0)) + (len(answers) - same) * min(same / needed, 1.0)
+    return total / len(answers)
+
+
+def _check_answers(answers: Sequence[str]) -> None:
+    if isinstance(answers, str) or not answers:
+        raise ValueError(f"answers are {answers!r}: give a list of at least one answer")

@@ -6,8 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
+from pathlib import Path
 
+import matplotlib
+import numpy as np
+import PIL
 import pytest
+import torch
 
 from lavit.metrics import ptb
 
@@ -124,7 +130,40 @@ Remember to flush the toilet and wash your hands with soap!
 A telephone.  Hello? Hello?
 A Canadian dollar ($1.00) called a loonie. It’s named after the bird on the coin—a loon.
 Hei stands for halb or half. If the dreidel lands on hei, take half of what’s in the middle plus one.
+The painting hangs on a wall, by Wm. Turner. -- Wm.
+In the summer of '85, a class of '99 and Fear '72
+an experience-W.H.Hudson-like walk, R.W.Emerson-Frederick Harrison, anti-U.S. and non-U.S.-made
+it is...light-handed...and a...well-meaning cow; cat,dog-food
+pro- and anti-war, pre- and post-war, two- and three-year
+Matthew 6:20-49, 12:30-1:30 pm, 6:20-pm
+AB+CD=AD, CF&C stole M&Ms at A&W, BB&T Bank
+PDP-11/24, OS/VS-2, red-haired/blue-eyed, a 1-2/3 cup
+the letter `l' and 'd', B'nai B'rith, Heav'n of Hell, rush'n. Rock'N Roll, somethin' 'till
+<control-g> <ron@example.com> <one two... three>
+Martin, R-Ill., is red-haired., a dog; pl.n.: noun
+Call (511) 338-0959 or (511)338-0959 or 555-1234 now.
+release 1.3.x of c.55 at St.5, sales reps. Are 2x., y
+see https://example.com/a;b, 'http://example.com/x', example.com/y. 'empty' ('-') 's94'
+Really?Yes and Wow!No
 """.strip("\n").split("\n")
+
+# Words and plain signs: what is code in the documentation of packages is left out.
+PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ,;:.?!'\"()&%$/-]*[.?!]")
+
+
+def documentation(count: int) -> list[str]:
+    """Distinct English sentences of 5 to 25 words from the documentation of Python and of packages that are here."""
+    found: dict[str, None] = {}
+    packages = (np, matplotlib, PIL, torch)  # pinned ones first: Python's own differs from version to version
+    folders = [Path(package.__file__).parent for package in packages] + [Path(sysconfig.get_paths()["stdlib"])]
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.py"))):
+        for text in re.findall(r'"""(.*?)"""', path.read_text("utf-8", "ignore"), re.DOTALL):
+            for part in re.split(r"\n\s*\n", text):
+                sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(part.split()))
+                found |= dict.fromkeys(s for s in sentences if 5 <= len(s.split()) <= 25 and PLAIN.fullmatch(s))
+        if len(found) >= count:
+            break
+    return list(found)[:count]
 
 
 @pytest.mark.parametrize("caption", SPELLED_OUT)
@@ -146,6 +185,18 @@ def test_python_equals_java():
         if java != ptb.python_words(caption)
     ]
     assert not different
+
+
+@needs_java
+def test_python_equals_java_on_ten_thousand_sentences():
+    sentences = documentation(12_000)
+    assert len(sentences) == 12_000
+    different = [
+        (sentence, " ".join(java), " ".join(ours))
+        for sentence, java in zip(sentences, ptb.java_words(sentences), strict=True)
+        if java != (ours := ptb.python_words(sentence))
+    ]
+    assert len(different) <= 6, different  # one in two thousand: code that reads like words ("domain::op")
 
 
 @needs_java
