@@ -1,7 +1,8 @@
 """All arms of an experiment with all seeds, side by side: ``make checks CONFIG=…``; hours of work that may be cut.
 
 The ``checks`` section names the arms, each with what it sets otherwise. Every arm and seed is a run of its own, as
-``make demo`` makes it, below the experiment's run folder: what is done is skipped, and the same command goes on.
+``make demo`` makes it, below the experiment's run folder: what is done is skipped, and the same command goes on. What
+an arm has in common with the first one of its seed, stages and phases before the first that differs, it has by links.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from eval.collect import collect
 from eval.demo import main as demo
+from eval.demo import stages_of
 from eval.figures import REQUIRED
 from lavit.config import load_section
-from lavit.runs import ChecksConfig, write_atomic, write_json
+from lavit.experiment import OWNERS, load_experiment
+from lavit.runs import ChecksConfig, is_done, owner_of, write_atomic, write_json
+from lavit.workspace import Workspace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in checks.seeds:
             for arm, settings in checks.arms.items():
                 print(f"== {arm}, seed {seed}", flush=True)
-                status = demo([*argv, *settings, f"seed={seed}", f"run={folder_of(run, arm, seed)}"])
-                if status:
+                own = folder_of(run, arm, seed)
+                given = [*argv, *checks.settings, *settings, f"seed={seed}", f"run={own}"]
+                first, *others = checks.arms
+                if arm in others and not own.exists():
+                    share(folder_of(run, first, seed), own, given, [*checks.arms[first], *settings])
+                if status := demo(given):
                     return status
         rows = rows_of(run, checks)
     except ValueError as error:
@@ -55,6 +65,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 def folder_of(run: Path, arm: str, seed: int) -> Path:
     """The run folder of an arm with a seed."""
     return run / "checks" / f"{arm}-{seed}"
+
+
+def share(first: Path, own: Path, given: Sequence[str], settings: Sequence[str]) -> None:
+    """Link into the run folder ``own`` what the run ``first`` has made just as the arm would.
+
+    Args:
+        given: the arm's command line, with all settings.
+        settings: those in which the two differ.
+    """
+    changed = [setting.partition("=")[0] for setting in settings]
+    owned = {"data" if key.startswith("data.") else owner_of(key, OWNERS) for key in changed}
+    if None in owned:
+        return
+    kept: set[str] = set()
+    stages = stages_of(given[0], given[1:])
+    for stage in stages:
+        concerned = any(owner and (stage.name == owner or stage.name.startswith(f"{owner}/")) for owner in owned)
+        if not concerned and kept.issuperset(stage.needs) and stage.done(first) and stage is not stages[-1]:
+            kept.add(stage.name)
+            for name in ("assets", "data", "features", "text") if stage.name == "data" else (stage.name,):
+                link(first / name, own / name)
+    pretrain = next((stage for stage in stages if stage.name == "pretrain"), None)
+    if pretrain and "pretrain" not in kept and kept.issuperset(pretrain.needs) and owned <= {"pretrain", ""}:
+        share_phases(first, own, given, changed)
+
+
+def share_phases(first: Path, own: Path, given: Sequence[str], changed: Sequence[str]) -> None:
+    """Link the phases of pretraining before the first that is changed, if it is of a model with the same weights."""
+    experiment = load_experiment(given[0], given[1:])
+    phases = list(experiment.pretrain.phases)
+    if not phases or not all(key.startswith("pretrain.phases.") for key in changed):
+        return
+    done = phases[: min(phases.index(key.split(".")[2]) for key in changed)]
+    done = [name for name in done if is_done(first / "pretrain" / name)]
+    if not done:
+        return
+    (own / "pretrain").mkdir(parents=True, exist_ok=True)
+    if (first / "pretrain" / "text").is_dir():
+        link(first / "pretrain" / "text", own / "pretrain" / "text")
+    with safe_open(first / "pretrain" / done[-1] / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    if names == set(Workspace(experiment, own).new_model().state_dict()):
+        for name in done:
+            link(first / "pretrain" / name, own / "pretrain" / name)
+
+
+def link(source: Path, place: Path) -> None:
+    if source.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(source.resolve())
 
 
 def rows_of(run: Path, checks: ChecksConfig) -> dict[str, dict[str, dict[str, Any]]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lavit.benchmarks.protocol import BenchmarksConfig, check_benchmarks
 from lavit.config import changed_keys, load, overlaid, read_plain_text, to_yaml
 from lavit.data.llms import LLMS
 from lavit.data.mixture import MixtureConfig
@@ -246,6 +247,7 @@ class Experiment:
     vocoder: VocoderStage = field(default_factory=VocoderStage)
     pyramid: PyramidStage | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
     card: CardConfig = field(default_factory=CardConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
@@ -285,6 +287,7 @@ OWNERS = {
     "pyramid": "pyramid",
     "evaluation": "eval",
     "evaluation.batch": "",
+    "benchmarks": "",
     "card": "",
     "report": "",
     "checks": "",
@@ -350,6 +353,7 @@ def check(experiment: Experiment) -> None:
     for name in ("text", "answer", "image", "transcript", "speech"):
         check_plan(getattr(e.evaluation, name), f"evaluation.{name}")
     check_in_context(e.evaluation.in_context)
+    check_benchmarks(e.benchmarks)
     llm, text = e.pretrain.model.llm, e.pretrain.text
     if llm.asset != text.asset:
         raise ValueError(

@@ -7,17 +7,22 @@ sees in its prompt. Evaluations of captions and questions use it as they use :cl
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from lavit.arguments import batches
-from lavit.data.documents import Document
+from lavit.data.documents import Document, question_text
+from lavit.data.images import as_image
 from lavit.data.order import generator_for
-from lavit.generation import TextPlan, continuation_likelihood, write_text
+from lavit.generation import TextPlan, write_text
 from lavit.generation.in_context import Contexts, check_word_ids, frozen_llm
 from lavit.pipeline import LaVIT
+from lavit.system import scores_after
+from lavit.tokenizers.encoders import to_pixels
+from lavit.tokenizers.pyramid_autoencoder import PyramidTokenizer
 from lavit.tokens import Picture
 from lavit.workspace import Workspace
 
@@ -75,22 +80,63 @@ class FewShot:
 
     def caption(self, pictures: list[Picture], plan: TextPlan, seeds: list[int]) -> list[str]:
         """What the words of pictures are about, one line each."""
-        prompts = [[*self.captioned, *self.contexts.ask(self.words(picture.codes))] for picture in pictures]
-        return self._written(prompts, plan, seeds)
+        return self.write_texts(self.caption_prompts(pictures), plan, seeds)
 
     def answer(self, pictures: list[Picture], questions: list[str], plan: TextPlan, seeds: list[int]) -> list[str]:
         """Answers to questions about pictures."""
-        pairs = zip(pictures, questions, strict=True)
-        asked = [self.contexts.ask(self.words(picture.codes), f"\n{question}") for picture, question in pairs]
-        return self._written([[*self.asked, *one] for one in asked], plan, seeds)
+        return self.write_texts(self.question_prompts(pictures, questions), plan, seeds)
 
     def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
         """(pictures, captions) float32 log-likelihoods of every caption of every picture."""
-        prompts = [[*self.captioned, *self.contexts.ask(self.words(picture.codes))] for picture in pictures]
         ids = [self.contexts.answer(caption) for caption in captions]
-        return torch.cat([continuation_likelihood(self.model, part, ids) for part in batches(prompts, self.batch)])
+        return scores_after(self.model, self.caption_prompts(pictures), ids, self.batch)
 
-    def _written(self, prompts: list[Document], plan: TextPlan, seeds: list[int]) -> list[str]:
+    def caption_prompts(self, pictures: Sequence[Picture], begin: str = "") -> list[Document]:
+        """The examples and the words of pictures, after which a caption is to follow, or go on from a beginning."""
+        asked = [self.contexts.ask(self.words(picture.codes)) for picture in pictures]
+        more = [self.contexts.said(begin)] if begin else []
+        return [[*self.captioned, *one, *more] for one in asked]
+
+    def question_prompts(
+        self, pictures: Sequence[Picture | None], questions: Sequence[str], form: str | None = None
+    ) -> list[Document]:
+        """The examples and questions about the words of pictures, in a ``form`` that has ``{}`` for the question."""
+        given = [() if picture is None else (self.words(picture.codes),) for picture in pictures]
+        asked = [question_text(question, f"\n{form or '{}'}") for question in questions]
+        return [[*self.asked, *self.contexts.ask(*x, question)] for x, question in zip(given, asked, strict=True)]
+
+    def text_scores(self, prompts: list[Document], texts: list[str], mean: bool = True) -> Tensor:
+        """(prompts, texts) float32 log-likelihoods of every text, its end included, after every prompt; with ``mean``
+        those a token."""
+        ids = [self.contexts.answer(text) for text in texts]
+        scores = scores_after(self.model, prompts, ids, self.batch)
+        return scores / torch.tensor([len(one) for one in ids]) if mean else scores
+
+    @torch.no_grad()
+    def see(self, images: Sequence[Any]) -> list[Picture]:
+        """Pictures that :func:`lavit.data.images.as_image` takes, as the words of the pyramid."""
+        encoder = self.work.experiment.tokenizer.model.encoder
+        size = max(encoder.image_size, self.pyramid.config.image_size)  # it is scaled down to what either reads
+        seen: list[Picture] = []
+        for part in batches(list(images), self.batch):
+            pixels = torch.stack([to_pixels(as_image(image), size, encoder.fit) for image in part])
+            codes = self.pyramid.encode(pixels.to(self.model.head.text.device)).codes.cpu()
+            seen += [Picture(its, torch.zeros(len(its), 0)) for its in codes]
+        return seen
+
+    def to(self, device: torch.device) -> Self:
+        """The same models, moved there."""
+        self.model.to(device)
+        self.pyramid.to(device)
+        return self
+
+    @functools.cached_property
+    def pyramid(self) -> PyramidTokenizer:
+        """What makes words of pictures."""
+        return self.work.pyramid().eval()
+
+    def write_texts(self, prompts: list[Document], plan: TextPlan, seeds: list[int]) -> list[str]:
+        """What follows each prompt, up to the end of the line."""
         out: list[str] = []
         for part, its in zip(batches(prompts, self.batch), batches(seeds, self.batch), strict=True):
             out += [self.contexts.read(ids) for ids in write_text(self.model, part, self.contexts.stop, plan, its)]

@@ -140,8 +140,7 @@ class LaVIT(System):
         plan = as_plan(plan, self.plans.caption)
         several, alone = as_list(images)
         seeds = as_seeds(seed, len(several))
-        prompts = [self.maker.prompt([picture], "text") for picture in self.see(several)]
-        return like_given(self.write_texts(prompts, plan, seeds), alone)
+        return like_given(self.write_texts(self.caption_prompts(self.see(several)), plan, seeds), alone)
 
     def answer(
         self,
@@ -165,9 +164,7 @@ class LaVIT(System):
         if not all(question.strip() for question in asked):
             raise ValueError("a question is empty; ask something")
         seeds = as_seeds(seed, len(several))
-        pairs = zip(self.see(several), asked, strict=True)
-        prompts = [self.maker.question_prompt(picture, question) for picture, question in pairs]
-        return like_given(self.write_texts(prompts, plan, seeds), alone)
+        return like_given(self.write_texts(self.question_prompts(self.see(several), asked), plan, seeds), alone)
 
     def draw(
         self,

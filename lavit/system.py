@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lavit.arguments import as_count, as_number, as_tuple, batches, in_parts, is_text, text_of
-from lavit.data.documents import Document, DocumentMaker
+from lavit.data.documents import QUESTION, Document, DocumentMaker
 from lavit.data.images import as_image
 from lavit.data.order import seed_for
 from lavit.data.packing import document_length
 from lavit.generation import ImagePlan, TextPlan, continuation_likelihood, draw_codes, log_likelihood, write_text
+from lavit.model import UnifiedLM
 from lavit.release import GenerationConfig, LanguageConfig, Parts
 from lavit.tokenizers.codes import pad_codes
 from lavit.tokenizers.encoders import to_pixels
@@ -73,6 +74,14 @@ class System:
     def device(self) -> torch.device:
         return self.model.head.text.device  # the blocks may be elsewhere
 
+    def to(self, device: torch.device) -> Self:
+        """The same system, moved there."""
+        parts = self.parts
+        for part in (parts.tokenizer, parts.model, parts.renderer, parts.speech, parts.vocoder):
+            if part is not None:
+                part.to(device)
+        return self
+
     # ---------------------------------------------------------------------------------------------- from images
 
     def pixels(self, images: Sequence[Any], numbers: Sequence[int]) -> Tensor:
@@ -120,6 +129,24 @@ class System:
 
     # ------------------------------------------------------------------------------------------------- to texts
 
+    def caption_prompts(self, pictures: Sequence[Picture], begin: str = "") -> list[Document]:
+        """Pictures, after which a caption is to follow, or go on from where it ``begin``s."""
+        return [self.maker.prompt([picture, begin] if begin else [picture], "text") for picture in pictures]
+
+    def question_prompts(
+        self, pictures: Sequence[Picture | None], questions: Sequence[str], form: str | None = None
+    ) -> list[Document]:
+        """Questions about pictures, or about nothing, in a ``form`` that has ``{}`` where the question goes."""
+        pairs = zip(pictures, questions, strict=True)
+        return [self.maker.question_prompt(picture, question, form or QUESTION) for picture, question in pairs]
+
+    def text_scores(self, prompts: list[Document], texts: list[str], mean: bool = True) -> Tensor:
+        """(prompts, texts) float32 log-likelihoods of every text, its end included, after every prompt; with ``mean``
+        those a token."""
+        ids = [self.maker.continuation(text) for text in texts]
+        scores = scores_after(self.model, prompts, ids, self.batch)
+        return scores / torch.tensor([len(one) for one in ids]) if mean else scores
+
     def write_texts(self, prompts: list[Document], plan: TextPlan, seeds: list[int]) -> list[str]:
         """What follows each prompt, as ``plan`` says; a seed for each counts where it draws by lot."""
         texts = [""] * len(prompts)
@@ -155,12 +182,8 @@ class System:
 
     def transcript_scores(self, codes: list[Tensor], texts: list[str]) -> Tensor:
         """(clips, texts) float32 log-likelihoods of every text after the codes of every clip."""
-        prompts = [self.maker.heard(one) for one in codes]
         ids = [self.maker.audio_text(codes[0], text)[1].ids for text in texts]
-        scores = torch.empty(len(prompts), len(texts))
-        for part in alike_in_length(prompts, self.batch):
-            scores[part] = continuation_likelihood(self.model, [prompts[n] for n in part], ids)
-        return scores
+        return scores_after(self.model, [self.maker.heard(one) for one in codes], ids, self.batch)
 
     def say_codes(self, texts: list[str], plan: ImagePlan, seeds: Sequence[int]) -> list[Tensor]:
         """Codes of speech (n,) int64 for each text."""
@@ -245,6 +268,14 @@ class System:
             "sampler": sampler,
             "size": size,
         }
+
+
+def scores_after(model: UnifiedLM, prompts: list[Document], texts: list[Tensor], size: int) -> Tensor:
+    """(prompts, texts) float32 log-likelihoods of texts (n,) int64 after prompts, ``size`` of these at a time."""
+    scores = torch.empty(len(prompts), len(texts))
+    for part in alike_in_length(prompts, size):
+        scores[part] = continuation_likelihood(model, [prompts[n] for n in part], texts)
+    return scores
 
 
 def alike_in_length(prompts: Sequence[Document], size: int) -> list[list[int]]:

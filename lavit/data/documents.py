@@ -19,6 +19,7 @@ from lavit.vocabulary import SILENT, UNDERSTANDS, Stretch, Vocabulary
 log = logging.getLogger(__name__)
 Document = list[Span]
 READ = ("features", "ids", "nothing")
+QUESTION = "Question: {} Answer:"  # of LaVIT's VQA evaluation
 
 
 class DocumentMaker:
@@ -128,9 +129,13 @@ class DocumentMaker:
             document.append(Span("image", torch.tensor([self.vocabulary.image_begin])))
         return [span._replace(learn=Learn.NONE) for span in document]
 
-    def question_prompt(self, picture: Picture, question: str) -> Document:
-        """``[IMG] features [/IMG] Question: … Answer:``."""
-        return self.prompt([picture, question_text(question)], then="text")
+    def question_prompt(self, picture: Picture | None, question: str, form: str = QUESTION) -> Document:
+        """``[IMG] features [/IMG] Question: … Answer:``, or the question in another form; None is no picture."""
+        return self.prompt([*([picture] if picture else []), question_text(question, form)], then="text")
+
+    def continuation(self, text: str) -> Tensor:
+        """(n,) int64 a text and its end, as they follow a prompt."""
+        return self._text(text, begin=False).ids
 
     def _fit(self, document: Document) -> Document:
         """The document with the end of its longest text cut off if it is longer than a row."""
@@ -188,6 +193,6 @@ class DocumentMaker:
         return span if self.read == "ids" else span._replace(features=features, feed=Feed.FEATURES, keep=keep)
 
 
-def question_text(question: str) -> str:
-    """The prompt of LaVIT's VQA evaluation."""
-    return f"Question: {question} Answer:"
+def question_text(question: str, form: str = QUESTION) -> str:
+    """A question in the form that it is asked in."""
+    return form.replace("{}", question)

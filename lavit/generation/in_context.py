@@ -88,6 +88,10 @@ class Contexts:
         modality = "image" if isinstance(answer, Tensor) else "text"
         return [*self.ask(*given), Span(modality, self.answer(answer), learn=Learn.NONE)]
 
+    def said(self, begin: str) -> Span:
+        """The beginning of an answer that is to be gone on with."""
+        return self._span(f" {begin}")
+
     def read(self, ids: Tensor) -> str:
         """What was written up to the end of the line, without blanks around it."""
         return self.text.decode(ids[ids != self.stop].tolist()).strip()

@@ -48,11 +48,13 @@ class ChecksConfig:
 
     Attributes:
         arms: by name, what a run sets otherwise, as ``key=value``.
+        settings: what the runs of all arms set otherwise than the experiment itself.
         seeds: every arm runs with each.
         figures: what is shown of them, as ``group.figure`` of metrics.json.
     """
 
     arms: dict[str, list[str]] = field(default_factory=dict)
+    settings: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     figures: list[str] = field(default_factory=list)
 
@@ -197,7 +199,7 @@ def require_same_config(folder: str | Path, config: Any, owners: dict[str, str] 
         return False
     known = _as_meant(path, config)
     changed = [key for key in changed_keys(known, read_plain_text(text)) if key != "run"]
-    stages = {key: _owner(key, owners or {}) for key in changed}
+    stages = {key: owner_of(key, owners or {}) for key in changed}
     changed = [key for key in changed if stages[key] != "" and (stages[key] is None or _has_made(folder / stages[key]))]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -218,7 +220,7 @@ def _as_meant(path: Path, config: Any) -> dict[str, Any]:
         return read_plain(path)
 
 
-def _owner(key: str, owners: dict[str, str]) -> str | None:
+def owner_of(key: str, owners: dict[str, str]) -> str | None:
     """The stage of the longest beginning of a dotted key, None where the whole run depends on it."""
     found = [start for start in owners if key == start or key.startswith(f"{start}.")]
     return owners[max(found, key=len)] if found else None

@@ -42,6 +42,7 @@ def test_results_of_other_benchmarks_stay(tmp_path, monkeypatch, capsys):
     assert "no benchmark is called 'three'; there are one, two" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_loss_benchmark_measures_both_forms():
     figures = bench.loss(tokens=512, vocabulary=2**17, width=8, rounds=1)
     assert figures["gradient_error"] < 1e-5

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from eval import checks
 from lavit.config import load_section
@@ -129,3 +130,46 @@ def test_the_arms_of_visual_words_can_be_run():
     assert [name for name, head in heads.items() if head.pseudo] == ["pseudo"]
     trained = load_experiment(path, arms["regression"]).pretrain.last().train.optimizer.trained
     assert "next_vector.*" in trained and "blocks.*lora*" in trained
+
+
+def made(run: Path, *stages: str) -> Path:
+    """A run in which these stages are done."""
+    for stage in stages:
+        (run / stage).mkdir(parents=True, exist_ok=True)
+        (run / stage / "done.json").write_text("{}")
+    return run
+
+
+def linked(run: Path) -> set[str]:
+    return {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_symlink()}
+
+
+def test_an_arm_has_by_links_what_it_does_not_change(tmp_path):
+    stages = ("data", "features", "tokenizer", "speech", "extract", "pretrain", "decoder", "eval/tokenizer", "eval/vqa")
+    first, demo = made(tmp_path / "first", *stages), str(ROOT / "configs" / "teal" / "demo.yaml")
+    for number, (key, kept) in enumerate(
+        {
+            "pretrain.row": {"data", "features", "tokenizer", "speech", "extract", "decoder", "eval/tokenizer"},
+            "tokenizer.speech.codes": {"data", "features", "tokenizer"},
+            "tokenizer.model.quantizer.codes": {"data", "features", "speech"},
+            "evaluation.questions": set(stages) - {"eval/tokenizer", "eval/vqa"},
+            "data.image_size": set(),
+            "seed": set(),
+        }.items()
+    ):
+        own = tmp_path / f"own{number}"
+        checks.share(first, own, [demo], [f"{key}=1"])
+        assert linked(own) == kept, key
+
+
+def test_an_arm_has_the_phases_before_the_first_that_it_changes(tmp_path, monkeypatch):
+    first = made(tmp_path / "first", "data", "pretrain/align", "pretrain/instruct", "pretrain/head", "pretrain")
+    save_file({"a": torch.zeros(1)}, first / "pretrain" / "instruct" / "model.safetensors")
+    demo, weights = str(ROOT / "configs" / "visual_words" / "demo.yaml"), torch.nn.Linear(1, 1)
+    monkeypatch.setattr(checks.Workspace, "new_model", lambda work: weights)
+    setting = "pretrain.phases.head.train.steps=3"
+    checks.share(first, tmp_path / "other", [demo, setting], [setting])
+    assert linked(tmp_path / "other") == {"data"}, "its model has other weights"
+    save_file(weights.state_dict(), first / "pretrain" / "instruct" / "model.safetensors")
+    checks.share(first, tmp_path / "own", [demo, setting], [setting])
+    assert linked(tmp_path / "own") == {"data", "pretrain/align", "pretrain/instruct"}

@@ -102,6 +102,7 @@ def test_ranks_and_micro_batches_do_not_matter(config, alone):
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_selector_that_zero_3_spreads_is_calibrated(config):
     """Its inner matrix is large enough to be spread, and the other rank has left when the threshold is measured."""

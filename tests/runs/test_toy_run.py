@@ -185,7 +185,8 @@ def test_changed_config_is_refused(finished: Path) -> None:
     assert "pretrain.train.steps" in done.stdout + done.stderr
 
 
-@pytest.mark.timeout(280)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_training_that_is_killed_and_stopped_ends_as_one_that_was_left_alone(finished: Path) -> None:
     figures = resume(finished, kills=2, steps=40)
     assert figures["identical"] == 1 and figures["orphans"] == 0 and figures["exit_seconds"] < 30
@@ -267,7 +268,7 @@ decoder:
 """
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_a_decoder_of_the_larger_shape_on_latents_of_its_own_vae(finished: Path, tmp_path: Path) -> None:
     """Two ranks, ZeRO-3, through the real launcher; what stands beside the weights is in no checkpoint."""
