@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs, cook_test
 
@@ -47,10 +48,10 @@ def caption_scores(
     Returns cider (0 to 10), bleu1 to bleu4 (0 to 1, over the corpus), tokenization (the one that was used), n (images).
     Errors: ValueError for no images, different keys, an image without references, references without a single word.
     """
-    tokenized, [candidate_words], used = _tokenized(references, [candidates], tokenization)
+    tokenized, [candidate_words], used = tokenize_all(references, [candidates], tokenization)
     lists = {key: [text] for key, text in candidate_words.items()}
     bleu, _ = Bleu(4).compute_score(tokenized, lists, verbose=0)
-    scores: dict[str, float | int | str] = {"cider": _cider(tokenized, [candidate_words])[0]}
+    scores: dict[str, float | int | str] = {"cider": float(cider_values(tokenized, [candidate_words])[0].mean())}
     scores |= {f"bleu{n}": float(value) for n, value in enumerate(bleu, start=1)}
     return scores | {"tokenization": used, "n": len(tokenized)}
 
@@ -63,8 +64,8 @@ def cider_many(
     Everything is tokenized once and the references are counted once, so that twenty derangements and a search for the
     best constant caption cost seconds. Errors: as `caption_scores`; no sets give an empty list.
     """
-    tokenized, candidate_words, _ = _tokenized(references, candidate_sets, tokenization)
-    return _cider(tokenized, candidate_words)
+    tokenized, candidate_words, _ = tokenize_all(references, candidate_sets, tokenization)
+    return [float(values.mean()) for values in cider_values(tokenized, candidate_words)]
 
 
 def category_of(caption: str) -> str:
@@ -93,10 +94,13 @@ def category_accuracy(predicted: Sequence[str], true: Sequence[str]) -> float:
     return sum(right) / len(right)
 
 
-def _tokenized(
+def tokenize_all(
     references: dict[str, list[str]], candidate_sets: Sequence[dict[str, str]], tokenization: str
 ) -> tuple[dict[str, list[str]], list[dict[str, str]], str]:
-    """References and candidates checked and tokenized together, all keys in the references' order."""
+    """References and candidates checked and tokenized together, all keys in the references' order, and by what.
+
+    Errors: as `caption_scores`.
+    """
     if not references:
         raise ValueError("no references: give at least one image with its captions")
     for key, several in references.items():
@@ -117,13 +121,15 @@ def _tokenized(
     return tokenized, [{key: words[candidates[key]] for key in references} for candidates in candidate_sets], used
 
 
-def _cider(references: dict[str, list[str]], candidate_sets: Sequence[dict[str, str]]) -> list[float]:
+def cider_values(
+    references: dict[str, list[str]], candidate_sets: Sequence[dict[str, str]]
+) -> list[NDArray[np.float64]]:
+    """CIDEr of each image (N,), for each set of candidates; all tokenized, keys in the references' order."""
     counted = [cook_refs(several) for several in references.values()]
     cooked = {text: cook_test(text) for text in {text for texts in candidate_sets for text in texts.values()}}
-    scores = []
+    values = []
     for candidates in candidate_sets:
         scorer = CiderScorer()  # a new one each time: a scorer that is used again counts its documents twice
         scorer.crefs, scorer.ctest = counted, [cooked[candidates[key]] for key in references]
-        mean, _ = scorer.compute_score()
-        scores.append(float(np.asarray(mean)))
-    return scores
+        values.append(np.asarray(scorer.compute_score()[1], dtype=np.float64))
+    return values

@@ -4,7 +4,7 @@ Caption metrics are defined over the words of `edu.stanford.nlp.process.PTBToken
 punctuation (the COCO caption evaluation, arXiv 1504.00325). pycocoevalcap carries the jar and the list; the jar needs
 Java. `python_words` is for machines without it: written from what the jar was seen to do, and compared with it on
 209,196 English texts of 5 to 25 words (definitions and examples of WordNet, names and sentences of clip art, fortune
-cookies, documentation of Python packages): it differed in 8, of code and of random keys. HTML entities but the
+cookies, documentation of Python packages): it differed in 6, of code and of random keys. HTML entities but the
 commonest, emoticons and made-up words with signs inside are known to differ.
 
 Both keep what the official evaluation keeps, even its oddity: a parenthesis stays as the word `-lrb-`, because the

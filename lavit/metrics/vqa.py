@@ -7,8 +7,9 @@ the ten answers out, of min(matches / 3, 1). One match of ten is .3, two .6, thr
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 ARTICLES = frozenset(("a", "an", "the"))
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
@@ -55,8 +56,9 @@ def _contractions_of_vizwiz() -> dict[str, str]:
 CONTRACTIONS_VIZWIZ = _contractions_of_vizwiz()
 
 
-def normalize_answer(answer: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
-    """An answer as the official evaluation compares it.
+@functools.lru_cache(maxsize=1 << 16)  # people's answers are a few words that come again and again
+def normalize_answer(answer: str, vizwiz: bool = False) -> str:
+    """An answer as the official evaluation compares it, or that of VizWiz with its own contractions.
 
     Punctuation becomes a space, or nothing where that sign touches a space somewhere in the answer or where a digit,
     a comma and a digit stand together; a full stop goes unless a digit follows. Then lower case; number words up to
@@ -70,6 +72,7 @@ def normalize_answer(answer: str, contractions: Mapping[str, str] = CONTRACTIONS
         text = text.replace(sign, "" if joined or beside_space else " ")
     text = FULL_STOP.sub("", text, count=32)  # the official code gives a flag, of value 32, where the count stands
     words = (NUMBERS.get(word, word) for word in text.lower().split())
+    contractions = CONTRACTIONS_VIZWIZ if vizwiz else CONTRACTIONS
     return " ".join(contractions.get(word, word) for word in words if word not in ARTICLES)
 
 
@@ -112,12 +115,18 @@ def vizwiz_accuracy(prediction: str, answers: Sequence[str]) -> float:
     an article, a sign or a number word cannot be matched. Errors: as `vqa_accuracy`.
     """
     _check_answers(answers)
-    return agreement(normalize_answer(prediction, CONTRACTIONS_VIZWIZ), answers)
+    return agreement(normalize_answer(prediction, vizwiz=True), answers)
 
 
 def exact_match(prediction: str, answer: str) -> float:
     """GQA's accuracy (arXiv 1902.09506): 1 where the two strings are equal but for space around them, else 0."""
     return float(prediction.strip() == answer.strip())
+
+
+def plain_match(prediction: str, answer: str) -> float:
+    """As `exact_match`, where case and a final full stop do not count: what a language model's answers are often freed
+    of before they are sent in."""
+    return exact_match(prediction.strip().removesuffix(".").lower(), answer.strip().removesuffix(".").lower())
 
 
 def agreement(prediction: str, answers: Sequence[str]) -> float:

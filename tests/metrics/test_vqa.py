@@ -2,7 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from lavit.metrics.vqa import CONTRACTIONS, normalize_answer, vqa_accuracy
+from lavit.metrics.vqa import (
+    CONTRACTIONS,
+    agreement,
+    exact_match,
+    normalize_answer,
+    normalize_text_answer,
+    plain_match,
+    textvqa_accuracy,
+    vizwiz_accuracy,
+    vqa_accuracy,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +90,56 @@ def test_fewer_answers():
 def test_answers_that_are_none(answers):
     with pytest.raises(ValueError, match="at least one answer"):
         vqa_accuracy("yes", answers)
+
+
+def test_agreement_is_the_mean_over_subsets():
+    for count in range(2, 13):
+        for matches in range(count + 1):
+            answers = ["red"] * matches + ["blue"] * (count - matches)
+            needed = min(3, (count - 1) / 3)
+            subsets = [answers[:n] + answers[n + 1 :] for n in range(count)]
+            expected = sum(min(subset.count("red") / needed, 1) for subset in subsets) / count
+            assert agreement("red", answers) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "normal"),
+    [
+        ("1,000", "1000"),
+        ("Red, white?", "red white"),
+        ("red,white", "redwhite"),  # in VQAv2 "red white"
+        ("man's", "man 's"),  # in VQAv2 "man's"
+        ("The U.S.", "us"),
+        ("coca-cola", "coca cola"),
+        ("two", "2"),
+        ("ПИВО", "пиво"),
+    ],
+)
+def test_normal_answers_of_textvqa(answer, normal):
+    assert normalize_text_answer(answer) == normal
+
+
+def test_textvqa_always_normalises():
+    assert textvqa_accuracy("Coca Cola", ["coca-cola"] * 10) == 1
+    assert vqa_accuracy("Coca Cola", ["coca-cola"] * 10) == 0
+    assert textvqa_accuracy("yes", ["Yes"] * 2 + ["no"] * 8) == pytest.approx(0.6)
+    assert textvqa_accuracy("", ["yes"] * 10) == 0
+
+
+def test_vizwiz_normalises_predictions_alone():
+    assert vizwiz_accuracy("Unanswerable.", ["unanswerable"] * 2 + ["food"] * 8) == pytest.approx(0.6)
+    assert vizwiz_accuracy("two", ["two"] * 10) == 0 and vizwiz_accuracy("two", ["2"] * 10) == 1
+    assert vizwiz_accuracy("dont", ["don’t"] * 10) == 1 and vizwiz_accuracy("dont", ["don't"] * 10) == 0
+    assert vizwiz_accuracy("weve", ["we've"] * 10) == 1
+
+
+def test_gqas_answers_are_equal_or_wrong():
+    assert exact_match(" left ", "left") == 1
+    assert exact_match("Left.", "left") == 0 and plain_match("Left.", "left") == 1
+    assert plain_match("to the left", "left") == 0
+
+
+@pytest.mark.parametrize("rule", [textvqa_accuracy, vizwiz_accuracy])
+def test_no_answers(rule):
+    with pytest.raises(ValueError, match="at least one answer"):
+        rule("yes", "yes")
