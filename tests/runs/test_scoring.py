@@ -119,7 +119,7 @@ def test_scienceqa_by_subject_context_and_grade():
     choices = ("a whale", "a shark", "Paris")
     of = benchmark(
         "scienceqa",
-        item("1", ["a shark"], "?", None, choices=choices, answer=1, hint="", subject="natural science", grade="grade2"),
+        item("1", choices[1:2], "?", None, choices=choices, answer=1, subject="natural science", grade="grade2"),
         item("2", ["Paris"], choices=choices, answer=2, hint="Of France", subject="social science", grade="grade11"),
         item("3", ["Paris"], choices=choices, answer=2, hint="", subject="social science", grade="grade6"),
     )  # fmt: skip
