@@ -17,10 +17,10 @@ class BenchmarksConfig:
         limit: the first so many items, evenly spread; 0 takes all.
         release: the folder of a release that is scored in place of the run's own model.
         batch: pictures that are looked at, and prompts that are gone on with, at a time.
-        caption: text that a caption goes on from, after the picture; LaVIT's is empty.
+        caption: text that a caption goes on from, after the picture; LaVIT has none.
         question: what is asked, with ``{}`` where the question goes; by default the system's own form.
         answerable: VizWiz alone: asked before the question, in the same form; where the model finds "no" likelier than
-            "yes", the answer is "unanswerable". Empty: not asked.
+            "yes", the answer is "unanswerable". None: not asked.
         choices: where a question has choices, ``likelihood`` takes the one that is likeliest a token, ``letters``
             shows them with letters and reads the letter that is written.
         captions, answers: how they are written.
@@ -31,9 +31,9 @@ class BenchmarksConfig:
     limit: int = 0
     release: str | None = None
     batch: int = 16
-    caption: str = ""
+    caption: str | None = None
     question: str | None = None
-    answerable: str = "Can the question be answered: {}"
+    answerable: str | None = "Can the question be answered: {}"
     choices: str = "likelihood"
     captions: TextPlan = field(default_factory=lambda: TextPlan(max_tokens=36, min_tokens=8, beams=2))
     answers: TextPlan = field(

@@ -3,6 +3,7 @@
 from lavit.runs.folder import (
     ChecksConfig,
     DemoConfig,
+    environment,
     is_done,
     let_others_read,
     mark_done,
@@ -36,6 +37,7 @@ __all__ = [
     "StopSignal",
     "end_all",
     "end_with_parent",
+    "environment",
     "is_done",
     "let_others_read",
     "mark_done",

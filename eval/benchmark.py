@@ -1,0 +1,252 @@
+"""Captions and answers on standard sets: ``make eval-caption SET=nocaps DATA=FOLDER``, ``make eval-vqa SET=gqa …``.
+
+``run/eval/benchmarks/SET-SPLIT/DIGEST`` is of one setting, all of it: model, prompts, decoding, items. Every rank
+appends what it wrote to a file of its own, so that what was cut goes on, with as many ranks as there are now. At the
+end stand there ``figures.json`` and ``submission.json``, in the form that the set's owner takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.scoring import score
+from lavit.arguments import batches
+from lavit.benchmarks.items import Benchmark, Item
+from lavit.benchmarks.protocol import BenchmarksConfig
+from lavit.benchmarks.sets import SETS, read_benchmark, write_submission
+from lavit.data.order import seed_for
+from lavit.experiment import Experiment, run_stage
+from lavit.few_shot import writer_of
+from lavit.pipeline import LaVIT
+from lavit.release import read_config
+from lavit.runs import FolderLock, Progress, environment, is_done, mark_done, stage_clock, write_json
+from lavit.tokens import Picture
+from lavit.weights import file_digest
+from lavit.workspace import Workspace
+
+UNANSWERABLE = "unanswerable"
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    config = experiment.benchmarks
+    rank = int(os.environ.get("RANK", 0))
+    if not config.data and rank == 0:
+        print(f"benchmarks.data names no folder of a standard set ({', '.join(SETS)}): none is scored", flush=True)
+    writer = functools.cache(lambda: open_writer(experiment, run))
+    for name, place in config.data.items():
+        benchmark = limited(read_benchmark(name, place, config.split), config.limit)
+        setting = setting_of(benchmark, experiment, run)
+        folder = folder_of(run, benchmark, setting)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not is_done(folder):
+            with FolderLock(folder) if rank == 0 else contextlib.nullcontext():
+                with stage_clock(folder) if rank == 0 else contextlib.nullcontext():
+                    evaluate(benchmark, setting, writer, experiment, folder)
+        if rank == 0:
+            print(f"{SETS[name].title}: {folder / 'figures.json'}", flush=True)
+
+
+def limited(benchmark: Benchmark, limit: int) -> Benchmark:
+    """The first, last and evenly spread items between, ``limit`` of them; 0 leaves all."""
+    count = len(benchmark.items)
+    if not 0 < limit < count:
+        return benchmark
+    return dataclasses.replace(benchmark, items=tuple(benchmark.items[i * count // limit] for i in range(limit)))
+
+
+def setting_of(benchmark: Benchmark, experiment: Experiment, run: Path) -> dict[str, Any]:
+    """All that a result depends on, and nothing of how fast it comes."""
+    config = dataclasses.asdict(experiment.benchmarks)
+    task = {"caption": ("caption", "captions"), "question": ("question", "answerable", "choices", "answers")}
+    return {
+        "set": benchmark.name,
+        "split": benchmark.split,
+        "annotations": benchmark.digest,
+        "items": hashlib.sha256(json.dumps([item.id for item in benchmark.items]).encode()).hexdigest(),
+        "model": model_digests(experiment, run),
+        "asked": {name: config[name] for name in task[benchmark.task]},
+        "seed": experiment.seed,
+    }
+
+
+def model_digests(experiment: Experiment, run: Path) -> dict[str, str]:
+    """sha256 of every file of weights that has a part in it, by its path in the release or the run."""
+    if (release := experiment.benchmarks.release) is not None:
+        return dict(read_config(Path(release)).files)
+    names = ["pyramid/pyramid.safetensors"] if experiment.pyramid is not None else ["pretrain/model.safetensors"]
+    if (run / (tokenizer := "tokenizer/tokenizer.safetensors")).is_file():  # visual words have none of their own
+        names.append(tokenizer)
+    return {name: file_digest(run / name) for name in names}
+
+
+def folder_of(run: Path, benchmark: Benchmark, setting: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()
+    return run / "eval" / "benchmarks" / f"{benchmark.name}-{benchmark.split}" / digest[:12]
+
+
+def open_writer(experiment: Experiment, run: Path) -> Any:
+    """The run's own model, or that of ``benchmarks.release``, on the GPU of this rank where there is one."""
+    config = experiment.benchmarks
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else None
+    if config.release is not None:
+        return LaVIT.from_pretrained(config.release, device, batch=config.batch)
+    writer = writer_of(Workspace(experiment, run))
+    writer.batch = config.batch
+    return writer.to(device) if device is not None else writer
+
+
+# ------------------------------------------------------------------------------------------------------- to write
+
+
+def evaluate(
+    benchmark: Benchmark, setting: dict[str, Any], writer: Callable[[], Any], experiment: Experiment, folder: Path
+) -> None:
+    """Write what is missing; on rank 0, score it as soon as all is there."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    progress = Progress(folder, len(benchmark.items), "items") if rank == 0 else None
+    there = written(folder)
+    # By picture, so that a picture with several questions is seen once. Which rank has which is settled by all items,
+    # not by those that are missing: ranks may see different files while others write already.
+    mine = [group for n, group in enumerate(by_picture(benchmark.items)) if n % world == rank]
+    mine = [[item for item in group if item.id not in there] for group in mine]
+    with (folder / f"predictions-{rank}.jsonl").open("a", encoding="utf-8") as file:
+        file.write("\n" if file.tell() else "")  # the last line may have been cut
+        done = len(there)
+        for some in batches([group for group in mine if group], experiment.benchmarks.batch):
+            lines = list(answered(writer(), some, benchmark, experiment))
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+            done += len(lines)
+            if progress is not None:
+                progress.update(min(done, len(benchmark.items) - 1))
+    if progress is not None:
+        while len(there := written(folder)) < len(benchmark.items):  # the launcher ends all ranks if one fails
+            time.sleep(0.5)
+            progress.update(len(there), "waiting for the other ranks")
+        finish(benchmark, there, setting, experiment, folder)
+        progress.update(len(benchmark.items))
+
+
+def by_picture(items: Sequence[Item]) -> list[list[Item]]:
+    """Items with the same picture together, in the order of their first; one without a picture is alone."""
+    groups: dict[Any, list[Item]] = {}
+    for number, item in enumerate(items):
+        groups.setdefault(number if item.image is None else item.image, []).append(item)
+    return list(groups.values())
+
+
+def answered(
+    writer: Any, groups: list[list[Item]], benchmark: Benchmark, experiment: Experiment
+) -> Iterator[dict[str, Any]]:
+    """A line for each item of pictures that are worked on together: its id, and the text that was written."""
+    config, items = experiment.benchmarks, [item for group in groups for item in group]
+    shown = [group[0].image for group in groups if group[0].image is not None]
+    seen = dict(zip(shown, writer.see(shown), strict=True))
+    pictures = [seen.get(item.image) for item in items]
+    seeds = [seed_for(experiment.seed, *str(item.id).encode()) for item in items]
+    if benchmark.task == "caption":
+        prompts = writer.caption_prompts(pictures, config.caption or "")
+        texts = writer.write_texts(prompts, config.captions, seeds)
+        yield from ({"id": item.id, "text": text} for item, text in zip(items, texts, strict=True))
+        return
+    lines = [{"id": item.id} for item in items]
+    chosen = [n for n, item in enumerate(items) if config.choices == "likelihood" and item.about.get("choices")]
+    for n in chosen:
+        prompt = writer.question_prompts([pictures[n]], [asked_text(items[n], letters=False)], config.question)
+        choices = [str(choice) for choice in items[n].about["choices"]]
+        lines[n]["text"] = choices[int(writer.text_scores(prompt, choices)[0].argmax())]
+    free = [n for n in range(len(items)) if "text" not in lines[n]]
+    prompts = questions(writer, [items[n] for n in free], [pictures[n] for n in free], config.question)
+    texts = writer.write_texts(prompts, config.answers, [seeds[n] for n in free])
+    for n, text in zip(free, texts, strict=True):
+        lines[n]["text"] = text
+    if SETS[benchmark.name].metric == "vizwiz" and config.answerable:
+        for line, share in zip(lines, answerable(writer, items, pictures, config), strict=True):
+            line["answerable"] = share
+            line["text"] = line["text"] if share >= 0.5 else UNANSWERABLE
+    yield from lines
+
+
+def questions(writer: Any, items: list[Item], pictures: list[Picture | None], form: str | None) -> list[Any]:
+    return writer.question_prompts(pictures, [asked_text(item, letters=True) for item in items], form)
+
+
+def asked_text(item: Item, letters: bool) -> str:
+    """The question, after its context where there is one and, with ``letters``, before its choices."""
+    hint = f"{item.about['hint']} " if item.about.get("hint") else ""
+    choices = item.about.get("choices") if letters else None
+    options = "".join(f" ({letter}) {choice}" for letter, choice in zip(LETTERS, choices or (), strict=False))
+    return f"{hint}{item.question}{options}"
+
+
+def answerable(writer: Any, items: list[Item], pictures: list[Picture | None], config: BenchmarksConfig) -> list[float]:
+    """How much likelier the model finds "yes" than "no" when it is asked whether there is an answer: p / (p + q)."""
+    forms = [config.answerable.replace("{}", item.question or "") for item in items]
+    prompts = writer.question_prompts(pictures, forms, config.question)
+    scores: Tensor = writer.text_scores(prompts, ["yes", "no"], mean=False)
+    return scores.double().softmax(1)[:, 0].tolist()
+
+
+# --------------------------------------------------------------------------------------------------- what was written
+
+
+def written(folder: Path) -> dict[int | str, dict[str, Any]]:
+    """Every line of every rank by its item's id, the first where there are two; a line that was cut is not one."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("predictions-*.jsonl")):
+        for text in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                line = json.loads(text)
+                found.setdefault(line["id"], line)
+    return found
+
+
+def finish(
+    benchmark: Benchmark,
+    lines: dict[int | str, dict[str, Any]],
+    setting: dict[str, Any],
+    experiment: Experiment,
+    folder: Path,
+) -> None:
+    """Score what was written, and write it as the set's owner takes it."""
+    predictions = {item.id: lines[item.id]["text"] for item in benchmark.items}
+    about = SETS[benchmark.name]
+    told = {
+        "n": len(predictions),
+        "title": about.title,
+        "official_n": about.counts.get(benchmark.split),
+        "setting": setting,
+        "environment": environment(),
+    }
+    figures: dict[str, Any] = {}
+    if all(item.references for item in benchmark.items):
+        shares = {item.id: lines[item.id].get("answerable") for item in benchmark.items}
+        known = None not in shares.values()
+        figures = score(benchmark, predictions, experiment.seed, shares if known else None)
+    else:
+        figures["reasons"] = {"score": "the owner keeps the answers of this split; send in submission.json"}
+    write_submission(benchmark, predictions, folder / "submission.json")
+    samples = [
+        {"id": item.id, "question": item.question, "truth": list(item.references), "written": predictions[item.id]}
+        for item in limited(benchmark, 50).items
+    ]
+    write_json(folder / "figures.json", figures | told | {"samples": samples})
+    mark_done(folder)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,138 @@
+"""One table of all that was evaluated, with published figures beside it: ``make eval CONFIG=…``.
+
+``run/eval/table.{md,json,html}``. A published figure is one that somebody printed about a model of theirs: it stands
+in a column of its own, under its source, beside what was measured and never in its place.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eval.figures import EVALUATIONS, metrics_of, table
+from lavit.benchmarks.published import PUBLISHED
+from lavit.benchmarks.sets import SETS
+from lavit.experiment import Experiment, run_stage
+from lavit.pages.html import render
+from lavit.runs import environment, is_done, read_json, write_atomic, write_json
+
+SHOWN = {"caption": {"cider": "CIDEr"}, "other": {"accuracy": "accuracy"}}
+
+
+class Line(NamedTuple):
+    """A measured figure × 100 with its interval, on how many of how many items; ``published`` by system."""
+
+    title: str
+    split: str
+    metric: str
+    value: float
+    interval: tuple[float, float] | None
+    n: int
+    official: int | None
+    published: dict[str, float]
+    file: str
+
+    @property
+    def ours(self) -> str:
+        spread = f" [{self.interval[0]:.1f}, {self.interval[1]:.1f}]" if self.interval else ""
+        return f"{self.value:.1f}{spread}"
+
+    @property
+    def items(self) -> str:
+        return f"{self.n:,}" if self.official in (None, self.n) else f"{self.n:,} of {self.official:,}"
+
+
+def main(experiment: Experiment, run: Path) -> None:
+    lines, kept = benchmark_lines(run), unscored(run)
+    groups = [name.removeprefix("eval/") for name in EVALUATIONS if is_done(run / name)]
+    own = table(metrics_of({name: read_json(run / "eval" / name / "figures.json") for name in groups}, {}))
+    missing = [(about.title, about.where) for name, about in SETS.items() if not scored(run, name)]
+    found = {
+        "sets": [line._asdict() for line in lines],
+        "own": {title: [row._asdict() for row in rows] for title, rows in own.items()},
+        "published": [row._asdict() for row in PUBLISHED],
+        "not_run": [{"set": title, "where": where} for title, where in missing],
+        "to_send_in": kept,
+        "environment": environment(),
+    }
+    page = found | {"lines": lines, "systems": [row.system for row in PUBLISHED], "tables": own, "title": str(run)}
+    write_json(run / "eval" / "table.json", found)
+    write_atomic(run / "eval" / "table.md", markdown(lines, own, missing, kept))
+    write_atomic(run / "eval" / "table.html", render(Path(__file__).with_name("table.html.j2"), page))
+    print(markdown(lines, own, missing, kept))
+    print(f"{run / 'eval' / 'table.html'}")
+
+
+def benchmark_lines(run: Path) -> list[Line]:
+    """A line for every setting with which a standard set was scored."""
+    lines = []
+    for path, figures in finished(run):
+        name = figures["setting"]["set"]
+        about = SETS[name]
+        for key, words in SHOWN.get(about.metric, SHOWN["other"]).items():
+            if figures.get(key) is None:
+                continue
+            interval = figures.get(f"{key}_interval")
+            published = {row.system: row.figures[name] for row in PUBLISHED if name in row.figures}
+            lines.append(
+                Line(
+                    about.title,
+                    figures["setting"]["split"],
+                    words,
+                    100 * figures[key],
+                    tuple(100 * end for end in interval) if interval else None,
+                    figures["n"],
+                    figures.get("official_n"),
+                    published,
+                    path.relative_to(run).as_posix(),
+                )
+            )
+    return lines
+
+
+def finished(run: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The figures of every set and setting that is done, in the order of the sets."""
+    paths = sorted((run / "eval" / "benchmarks").glob("*/*/figures.json"))
+    found = [(path, read_json(path)) for path in paths if is_done(path.parent)]
+    order = list(SETS)
+    return sorted(found, key=lambda pair: order.index(pair[1]["setting"]["set"]))
+
+
+def scored(run: Path, name: str) -> bool:
+    return any(figures["setting"]["set"] == name for _, figures in finished(run))
+
+
+def unscored(run: Path) -> list[str]:
+    """Submissions for splits whose owner keeps the answers."""
+    return [
+        path.with_name("submission.json").relative_to(run).as_posix()
+        for path, figures in finished(run)
+        if "score" in figures.get("reasons", {})
+    ]
+
+
+def markdown(lines: list[Line], own: dict[str, Any], missing: list[tuple[str, str]], kept: list[str]) -> str:
+    """The table, what was published of others in columns that say so, and what has not been run."""
+    systems = [row.system for row in PUBLISHED]
+    out = ["## Standard sets", ""]
+    if lines:
+        heads = " | ".join(f"{name} (published)" for name in systems)
+        out += [f"| set | split | figure | measured here [95 %] | items | {heads} |", "|---" * (5 + len(systems)) + "|"]
+        for line in lines:
+            others = " | ".join(f"{line.published[name]:.1f}" if name in line.published else "" for name in systems)
+            out.append(f"| {line.title} | {line.split} | {line.metric} | {line.ours} | {line.items} | {others} |")
+        out += ["", "Figures are × 100. Published ones are quoted, of other models, and were not measured here."]
+    if missing:
+        out += ["", "Not run, for want of data: " + "; ".join(f"{title} ({where})" for title, where in missing) + "."]
+    if kept:
+        out += ["", "To be sent to the set's owner, who keeps the answers: " + ", ".join(kept) + "."]
+    for title, rows in own.items():
+        out += ["", f"## {title}, own held-out data", "", "| figure | measured | baselines |", "|---|---|---|"]
+        for row in rows:
+            marks = ", ".join(f"{mark.words} {mark.value}" for mark in row.marks)
+            out.append(f"| {row.title}{f' ({row.note})' if row.note else ''} | {row.value} | {marks} |")
+    return "\n".join(out) + "\n"
+
+
+if __name__ == "__main__":
+    run_stage(main)
