@@ -23,13 +23,11 @@ def main(experiment: Experiment, run: Path) -> None:
         return
     folder, codes = work.folder("eval/vqa"), work.codes("vqa", cfg.split)
     system = writer_of(work)
-    asked = [(n, q) for n, meta in enumerate(metas(work, cfg.split)) for q in meta["questions"]]
-    picked = torch.randperm(len(asked), generator=generator_for(experiment.seed))[: cfg.questions].tolist()
-    asked = [asked[i] for i in sorted(picked)]
+    picked, asked = picked_questions(work)
     questions, answers = [q["question"] for _, q in asked], [q["answers"] for _, q in asked]
     seen = [codes.picture(n) for n, _ in asked]
     progress = Progress(folder, 2, "passes")
-    seeds = [seed_for(experiment.seed, number) for number in sorted(picked)]
+    seeds = [seed_for(experiment.seed, number) for number in picked]
     given = system.answer(seen, questions, cfg.answer, seeds)
     progress.update(1)
     order = derangements(len(seen), 1, experiment.seed)[0].tolist()
@@ -53,6 +51,14 @@ def main(experiment: Experiment, run: Path) -> None:
 def metas(work: Workspace, split: str) -> list[dict]:
     shards = work.shards("vqa", split)
     return [shards.describe(i)[1] for i in range(len(shards))]
+
+
+def picked_questions(work: Workspace) -> tuple[list[int], list[tuple[int, dict]]]:
+    """The numbers of the questions that are asked, among all of the split, and for each its picture and itself."""
+    cfg = work.experiment.evaluation
+    asked = [(n, q) for n, meta in enumerate(metas(work, cfg.split)) for q in meta["questions"]]
+    picked = sorted(torch.randperm(len(asked), generator=generator_for(work.experiment.seed))[: cfg.questions].tolist())
+    return picked, [asked[i] for i in picked]
 
 
 def question_priors(train: list[dict]) -> tuple[dict[str, str], str]:
