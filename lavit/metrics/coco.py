@@ -6,7 +6,7 @@ what each contributes, so that one can be had of some images, or of images that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +16,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from lavit.metrics.bootstrap import Score
 from lavit.metrics.captions import cider_values, tokenize_all
-from lavit.metrics.meteor import meteor_counts, meteor_scores
-from lavit.metrics.ptb import java_runs
+from lavit.metrics.meteor import meteor_counts, meteor_missing, meteor_scores
 from lavit.metrics.spice import spice_missing, spice_values
 
 FIGURES = ("cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "meteor", "spice")
@@ -79,7 +78,7 @@ def caption_figures(
     """All scores of one candidate an image against its references.
 
     CIDEr is in [0, 10], the others in [0, 1]. An empty candidate scores 0. METEOR and SPICE are left out, with the
-    reason, where what they need is not here. Arguments and errors: as `lavit.metrics.captions.caption_scores`.
+    reason, where what they need is not here or fails. Arguments and errors: as `lavit.metrics.captions.caption_scores`.
     """
     tokenized, [words], used = tokenize_all(references, [candidates], tokenization)
     several, ours = list(tokenized.values()), list(words.values())
@@ -88,14 +87,18 @@ def caption_figures(
     rouge = Rouge()
     figures["rouge_l"] = _mean([rouge.calc_score([text], theirs) for text, theirs in zip(ours, several, strict=True)])
     reasons: dict[str, str] = {}
-    if java_runs():
-        figures["meteor"] = Contributions(meteor_counts(several, ours), meteor_scores)
-    else:
-        reasons["meteor"] = "not run: METEOR needs a `java` that runs"
-    if (missing := spice_missing()) is None:
-        figures["spice"] = _mean(spice_values(several, ours))
-    else:
-        reasons["spice"] = missing
+    programs: tuple[tuple[str, str | None, Callable[[], Contributions]], ...] = (
+        ("meteor", meteor_missing(), lambda: Contributions(meteor_counts(several, ours), meteor_scores)),
+        ("spice", spice_missing(), lambda: _mean(spice_values(several, ours))),
+    )
+    for name, missing, run in programs:
+        try:
+            if missing is None:
+                figures[name] = run()
+            else:
+                reasons[name] = missing
+        except RuntimeError as error:  # the other figures are no less true
+            reasons[name] = f"not run: {error}"
     return CaptionFigures(figures, reasons, tokenized, words, used)
 
 

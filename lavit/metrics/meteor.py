@@ -13,13 +13,18 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lavit.metrics.ptb import JAR
+from lavit.metrics.ptb import JAR, java_runs
 
 FOLDER = JAR.parents[1] / "meteor"
 COUNTS = 23  # words and function words of candidate and reference; matches of four kinds; chunks, words matched
 # English, tuned for ranking: the jar's own for `-l en`.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # of equal words, stems, synonyms, paraphrases
+
+
+def meteor_missing() -> str | None:
+    """What keeps METEOR from running; None where nothing does."""
+    return None if java_runs() else "not run: METEOR needs a `java` that runs"
 
 
 def meteor_counts(references: Sequence[Sequence[str]], candidates: Sequence[str]) -> NDArray[np.float64]:

@@ -58,11 +58,11 @@ def java_words(captions: list[str]) -> list[list[str]]:
     found = done.stdout.decode("utf-8").removesuffix("\n").split("\n")
     if len(found) != len(lines) or any(line != GUARD.lower() for line in found[1::2]):
         raise RuntimeError(f"the Java PTB tokenizer answered {len(found)} lines to {len(lines)}; use 'ptb-python'")
-    return [[word for word in line.split() if word not in REMOVED] for line in found[::2]]
+    return [[word for word in line.split(" ") if word and word not in REMOVED] for line in found[::2]]
 
 
 # The Python tokenizer is one regular expression: of its alternatives the first that matches at a place wins.
-LETTER = r"(?:[^\W\d_²³¹⁰-⁹₀-₉]|[\u0300-\u036f])"  # or an accent on one; Python counts superscripts as letters
+LETTER = r"(?:[^\W\d_¼-¾⅓⅔²³¹⁰-⁹₀-₉]|[\u0300-\u036f])"  # or an accent; not superscripts and fractions
 ALNUM = rf"(?:{LETTER}|\d)"
 APOSTROPHE = "['’]"
 # Words whose full stop is theirs wherever they stand; only when capitalised; only before a number.
@@ -77,6 +77,13 @@ NUMBERED = "ca no nos fig figs pp p art op prop"
 # After "b." these begin a sentence, so the full stop is not the letter's.
 SENTENCE_STARTS = """The A An It He She They We You This That These In At But If When As There Here What So Then Now Her
     Our Their One Some Many Other Such However Since While After According About Yet Once"""
+
+
+# Words whose parts Java joins by a space that does not break.
+TELEPHONE = r"(?:\(\d{2,3}\) ?|\+{0,2}(?:\d{2,4}[- ])?\d{2,4}[- ])\d{3,4}[- ]?\d{3,5}"
+FRACTION = r"\d{1,4}[- ]\d{1,4}/\d{1,4}"
+TAG = r"""</?[A-Za-z][\w:.-]*(?: +[A-Za-z][\w:.-]*(?: *= *"[^"]*")?)* */?>"""  # <b>
+JOINED = re.compile(f"{TELEPHONE}|{FRACTION}|{TAG}")
 
 
 def _alternatives() -> list[str]:
@@ -94,9 +101,9 @@ def _alternatives() -> list[str]:
         r"""(?:[a-z]+\.)+(?:com|net|org|edu)(?:/[^\s"<>|()]+[^\s"<>|(){}.!?,-])?(?![A-Za-z0-9])""",
         r"""<?[^\s"|()<>@]+@[^\s"|()<>@.]+(?:\.[^\s"|()<>@.]+)*>?""",  # an address, with the comma that follows it
         rf"[@#]{letter}(?:{alnum}|_)*",  # @user, #tag
-        r"""</?[A-Za-z][\w:.-]*(?: +[A-Za-z][\w:.-]*(?: *= *"[^"]*")?)* */?>""",  # <b>
+        TAG,
         r">?[:;=]['-]?[()DPOp\[\]|3](?![A-Za-z0-9])|\([-^x=~<>'][_.-]?[-^x=~<>']\)",  # :-)
-        r"\(\d{2,3}\)(?: (?=\d{3,4}[ -]?\d{3,5})|\d{3,4}[ -]?\d{3,5})",  # a telephone number: (555) 123-4567
+        rf"(?:{TELEPHONE})(?![A-Za-z0-9-])",
         # before a word: rock 'n' roll, the '60s, '99, 'tis, 'cause; after it: man 's
         rf"(?i:{q}n{q}|(?<!\d){q}(?:\d0s|\d\d(?=\s|$))|'t(?=is\b|was\b|isn't)|{q}(?:cause|till?)(?!{alnum}))",
         enclitic,
@@ -120,7 +127,7 @@ def _alternatives() -> list[str]:
         rf"(?i:(?:ol|d)'(?!{alnum})|[dlj](?!{enclitic}){q}|y(?!{enclitic}){q}(?={letter}))",  # ol' man, y' all
         rf"{letter}{alnum}*(?:\.{letter}{alnum}*)+",  # cat.dog, file.txt
         rf"{letter}+(?:[?!]{letter}{alnum}*)+",  # Wow!Really?Yes
-        r"\d{1,4}-\d{1,4}/\d{1,4}",  # 1-1/2
+        FRACTION,  # 1-1/2
         rf"(?:(?<!{alnum})|[-+])\d+(?:[.,:]\d+)+",  # 1,000, 12:30
         r"[-+]?[.,:]\d+(?:[.,:]\d+)*|[-+]\d+",
         rf"(?:US|A|C|HK|NZ)\$|[A-Z]+(?:[&+][A-Z]+)+|[CF]\+\+|[CF]#(?!{alnum})",
@@ -139,7 +146,6 @@ SPELLINGS = str.maketrans(
         **dict.fromkeys("–—", " - "),
         **dict.fromkeys("\x82\x84\x91\x92\x93\x94\x8b\x9b\x95\x96\x97\x85", " "),  # quotes and dashes of Windows
         **{"…": " ... ", "\x80": "$", "¢": " cents ", "£": "#", "€": "$", "\u00ad": ""},
-        **{"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
     }
 )
 ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " "}
@@ -147,7 +153,10 @@ ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&nbsp;": " "
 DELETED = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200b-\u200d\u2060\ufe0f\ufeff\ufffd\u20e3\u20b9\u20bd\ue000-\uf8ff\U00010000-\U0010ffff]"
 )
-BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"})
+WRITTEN = str.maketrans(
+    {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+    | {"½": "1/2", "¼": "1/4", "¾": "3/4", "⅓": "1/3", "⅔": "2/3"}
+)
 DROPPED = re.compile(r"""-{1,4}|\.+|[?!,:;'’"`]""")  # our spellings of what Java writes as one of REMOVED
 ENDING = re.compile("(n?)’(s|d|m|re|ve|ll|t)")
 
@@ -161,6 +170,8 @@ def python_words(caption: str) -> list[str]:
     for token in TOKEN.findall(text):
         # Java makes a curly apostrophe straight in an ending (man’s) and leaves it elsewhere (o’clock).
         ending = ENDING.fullmatch(token.lower())
-        word = f"{ending[1]}'{ending[2]}" if ending else token.lower().translate(BRACKETS)
-        words += [part for part in word.split() if not DROPPED.fullmatch(part)]
+        word = f"{ending[1]}'{ending[2]}" if ending else token.lower().translate(WRITTEN)
+        if JOINED.fullmatch(token):
+            word = word.replace(" ", "\u00a0")
+        words += [part for part in word.split(" ") if part and not DROPPED.fullmatch(part)]
     return words

@@ -12,7 +12,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from lavit.metrics import captions, coco, meteor, ptb, spice
+from lavit.metrics import captions, meteor, ptb, spice
 from lavit.metrics.coco import FIGURES, caption_figures
 
 needs_java = pytest.mark.skipif(not ptb.java_runs(), reason="java does not run here")
@@ -33,7 +33,7 @@ def drawn(count: int) -> tuple[dict[str, list[str]], dict[str, str]]:
 
 @pytest.fixture
 def without_java(monkeypatch):
-    for module in (captions, coco, spice):
+    for module in (captions, meteor, spice):
         monkeypatch.setattr(module, "java_runs", lambda: False)
 
 
@@ -72,6 +72,14 @@ def test_what_cannot_run_says_why(without_java):
     found = caption_figures(*drawn(5))
     assert set(found.figures) | set(found.reasons) == set(FIGURES)
     assert "METEOR needs a `java`" in found.reasons["meteor"] and "SPICE needs a `java`" in found.reasons["spice"]
+
+
+def test_a_program_that_fails_leaves_the_other_figures(without_java, monkeypatch):
+    monkeypatch.setattr(meteor, "java_runs", lambda: True)
+    monkeypatch.setattr(subprocess, "run", lambda c, **_: subprocess.CompletedProcess(c, 1, b"", b"no memory"))
+    found = caption_figures(*drawn(5))
+    assert "METEOR answered 0 lines to 5 (1): no memory" in found.reasons["meteor"]
+    assert set(found.figures) == set(FIGURES) - {"meteor", "spice"}
 
 
 def test_spice_names_its_jars(monkeypatch, tmp_path):
@@ -116,12 +124,10 @@ def test_meteor_by_hand():
 def test_meteor_is_the_official_one():
     from pycocoevalcap.meteor.meteor import Meteor
 
-    references, candidates = drawn(60)
-    tokenized, [words], _ = captions.tokenize_all(references, [candidates], "ptb-python")
-    ours = meteor.meteor_counts(list(tokenized.values()), list(words.values()))
-    value, values = Meteor().compute_score(tokenized, {key: [text] for key, text in words.items()})
-    assert meteor.meteor_scores(ours) == pytest.approx(np.array(values), abs=1e-9)
-    assert meteor.meteor_scores(ours.sum(axis=0, keepdims=True))[0] == pytest.approx(value, abs=1e-9)
+    found = caption_figures(*drawn(60))
+    value, values = Meteor().compute_score(found.references, {key: [text] for key, text in found.candidates.items()})
+    assert found.figures["meteor"].value == pytest.approx(value, abs=1e-9)
+    assert found.figures["meteor"].values == pytest.approx(np.array(values), abs=1e-9)
 
 
 @pytest.mark.parametrize("code, output", [(1, b""), (0, b"1.0 2.0\n"), (0, b"")])

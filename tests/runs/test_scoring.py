@@ -8,7 +8,7 @@ import pytest
 
 from eval.scoring import score
 from lavit.benchmarks.items import Benchmark, Item
-from lavit.metrics import captions, coco, spice
+from lavit.metrics import captions, meteor, spice
 from lavit.metrics.captions import caption_scores
 from lavit.metrics.coco import FIGURES
 
@@ -17,7 +17,7 @@ TEN = ("red",) * 3 + ("blue",) * 7
 
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch):
-    for module in (captions, coco, spice):
+    for module in (captions, meteor, spice):
         monkeypatch.setattr(module, "java_runs", lambda: False)
 
 
