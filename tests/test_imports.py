@@ -20,6 +20,7 @@ ROOMS = (
     ("launch", "data", "renderers", "metrics"),
     ("arguments", "conduct", "tokenizers", "model"),
     ("generation", "training", "placement"),
+    ("benchmarks",),
     ("experiment",),
     ("workspace", "release"),
     ("system", "pages", "official"),
