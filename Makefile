@@ -14,7 +14,7 @@ LAUNCH = $(RUN) -m lavit.launch
 LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTFILE)) -- $(CONFIG) $(ARGS)
 
 .PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune autoencoder decoder \
-	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image compare-tokenizers \
+	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image eval-fid eval-geneval compare-tokenizers \
 	speech vocoder pyramid words eval-speech eval-pyramid eval-in-context plan bench report release checks compare
 
 setup: $(VENV)/.complete
@@ -76,6 +76,12 @@ eval-reconstruction: setup
 
 eval-text-to-image: setup
 	@$(RUN) -m eval.text_to_image $(CONFIG) $(ARGS)
+
+eval-fid: setup
+	@$(LAUNCH) eval.fid $(LAUNCHED)
+
+eval-geneval: setup
+	@$(LAUNCH) eval.geneval $(LAUNCHED)
 
 compare-tokenizers: setup
 	@$(RUN) -m tokenizer.compare $(RUNS) $(ARGS)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lavit.benchmarks.geneval import GenEvalConfig, check_geneval
+from lavit.benchmarks.inception import FidConfig, check_fid
 from lavit.benchmarks.protocol import BenchmarksConfig, check_benchmarks
 from lavit.config import changed_keys, load, overlaid, read_plain_text, to_yaml
 from lavit.data.llms import LLMS
@@ -175,6 +177,7 @@ class EvaluationConfig:
     reconstructs the first ``curve`` pictures with few and many steps of every sampler too; none at 0. ``batch`` images,
     texts or drawings are worked on at a time. ``clips`` of speech are written down and ``spoken`` sentences said, as
     ``transcript`` and ``speech`` say; ``recogniser`` has a Whisper judge that, which knows the ``language``.
+    ``fid`` and ``geneval`` are measured by commands of their own, ``clip`` is the folder of a CLIP that judges there.
     """
 
     split: str = "test"
@@ -197,6 +200,9 @@ class EvaluationConfig:
     transcript: TextPlan = field(default_factory=TextPlan)
     speech: ImagePlan = field(default_factory=ImagePlan)
     in_context: InContextConfig = field(default_factory=InContextConfig)
+    clip: str | None = None
+    fid: FidConfig | None = None
+    geneval: GenEvalConfig | None = None
 
 
 @dataclass
@@ -288,6 +294,9 @@ OWNERS = {
     "evaluation": "eval",
     "evaluation.batch": "",
     "benchmarks": "",
+    "evaluation.clip": "",
+    "evaluation.fid": "",
+    "evaluation.geneval": "",
     "card": "",
     "report": "",
     "checks": "",
@@ -354,6 +363,10 @@ def check(experiment: Experiment) -> None:
         check_plan(getattr(e.evaluation, name), f"evaluation.{name}")
     check_in_context(e.evaluation.in_context)
     check_benchmarks(e.benchmarks)
+    if e.evaluation.fid is not None:
+        check_fid(e.evaluation.fid)
+    if e.evaluation.geneval is not None:
+        check_geneval(e.evaluation.geneval)
     llm, text = e.pretrain.model.llm, e.pretrain.text
     if llm.asset != text.asset:
         raise ValueError(

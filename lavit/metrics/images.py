@@ -1,8 +1,9 @@
-"""Images against images: the Fréchet distance of two sets of features, and PSNR."""
+"""Images against images: the Fréchet distance of two sets of features, and PSNR; and against texts: the CLIP score."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,62 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return max(0.0, float(means + a.square().sum() + b.square().sum() - 2 * shared))
 
 
+class Moments(NamedTuple):
+    """What the Fréchet distance needs of a set of features: mean (D,) and unbiased covariance (D, D), both float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+
+def moments(features: Tensor) -> Moments:
+    """Mean and unbiased covariance of features (N, D), N at least 2, in float64.
+
+    Errors: ValueError for another shape, too few samples, values that are not finite.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"features {tuple(features.shape)}: give (N, D), two samples or more")
+    features = features.double()
+    mean = features.mean(0)
+    centred = features - mean
+    return checked(Moments(mean, centred.T @ centred / (len(features) - 1)))
+
+
+def checked(found: Moments) -> Moments:
+    """The same moments, in float64. Errors: ValueError where they are not those of any set of features."""
+    mean, covariance = (value.double() for value in found)
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        shapes = f"{tuple(mean.shape)} and {tuple(covariance.shape)}"
+        raise ValueError(f"a mean and a covariance of shapes {shapes} do not go together; they must be (D,) and (D, D)")
+    if not (mean.isfinite().all() and covariance.isfinite().all()):
+        raise ValueError("the mean or the covariance holds values that are not finite")
+    if not torch.allclose(covariance, covariance.T, rtol=1e-3, atol=1e-6 * float(covariance.abs().max())):
+        raise ValueError("the covariance is not symmetric")
+    return Moments(mean, covariance)
+
+
+def frechet_of_moments(a: Moments, b: Moments) -> float:
+    """:func:`frechet_distance` of sets of which only mean and covariance are known; both of the same D.
+
+    Errors: ValueError for different D.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"moments of {len(a.mean)} and of {len(b.mean)} dimensions: they are of different features")
+    means = (a.mean - b.mean).square().sum()
+    shared = torch.linalg.svdvals(_root(a.covariance) @ _root(b.covariance).T).sum()
+    return max(0.0, float(means + a.covariance.trace() + b.covariance.trace() - 2 * shared))
+
+
+def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
+    """max(100 · cos, 0) of pairs of CLIP's vectors, each (n, E), as (n,) float64 (arXiv 2104.08718, with torchmetrics'
+    weight of 100 in place of 2.5). The score of a set is their mean.
+
+    Errors: ValueError for different shapes.
+    """
+    if images.ndim != 2 or images.shape != texts.shape:
+        raise ValueError(f"vectors {tuple(images.shape)} and {tuple(texts.shape)}: give a text's for each image's")
+    return 100 * torch.cosine_similarity(images.double(), texts.double(), dim=-1).clamp_min(0)
+
+
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """The peak signal-to-noise ratio in dB of each pair of images; infinite for equal ones.
 
@@ -50,3 +107,10 @@ def _covariance_factor(features: Tensor) -> Tensor:
     """X, (min(N, D), D), with X'X the covariance of the features (N, D)."""
     centred = (features - features.mean(0)) / math.sqrt(len(features) - 1)
     return centred if len(centred) <= centred.shape[1] else torch.linalg.qr(centred, mode="r").R
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """X, (rank, D), with X'X the covariance; what rounding made of its zeros is left out."""
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    kept = values > values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+    return values[kept].sqrt()[:, None] * vectors.T[kept]

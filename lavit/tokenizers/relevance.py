@@ -11,12 +11,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BATCH = 256
@@ -81,41 +83,64 @@ def mean_over_templates(vectors: Tensor, templates: int) -> Tensor:
 
 
 class Clip:
-    """CLIP of a local folder.
+    """CLIP of a local folder, which the setting ``key`` names; on the CPU, unless it is moved.
 
     Raises:
-        ValueError: there is none, or transformers cannot open it.
+        ValueError: there is none, it holds another model, or transformers cannot open it.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, key: str = "pyramid.relevance.clip"):
         if not Path(folder).is_dir():
-            raise ValueError(f"pyramid.relevance.clip: no folder {folder}; put CLIP there, or leave it out to fit an "
-                             "alignment")  # fmt: skip
+            raise ValueError(f"{key}: no folder {folder}; put CLIP there, or leave it out")
         try:
-            self.model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
+            kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+            if kind != "clip":
+                raise ValueError(f"its model_type is {kind}")
+            self.model, told = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            if lacking := told["missing_keys"] & dict(self.model.named_parameters()).keys():
+                raise ValueError(f"its weights lack {min(lacking)}")  # transformers draws them by lot
             self.text = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of many kinds: missing files, another model, a broken one
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"pyramid.relevance.clip: {folder} cannot be opened as a CLIPModel ({reason})") from None
+            raise ValueError(f"{key}: {folder} cannot be opened as a CLIPModel ({reason})") from None
+        self.model.eval()
         self.image_size = self.model.config.vision_config.image_size
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same, moved there."""
+        self.model.to(device)
+        return self
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """(B, 3, S, S) float32 in [0, 1] of RGB pictures, as CLIP is shown them: the shorter side to S by bicubic
+        resampling, and of the longer one its middle."""
+        size = self.image_size
+        found = []
+        for picture in pictures:
+            scale = size / min(picture.size)
+            width, height = (max(size, int(side * scale)) for side in picture.size)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+            left, top = (width - size) // 2, (height - size) // 2
+            found.append(np.asarray(picture.crop((left, top, left + size, top + size)), dtype=np.float32))
+        return torch.from_numpy(np.stack(found) / 255).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def images(self, batches: Iterable[Tensor]) -> Tensor:
-        """(n, E) unit vectors of batches of pictures (B, 3, S, S) in [0, 1], S its ``image_size``."""
+        """(n, E) unit vectors, on the CPU, of batches of pictures (B, 3, S, S) in [0, 1], S its ``image_size``."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        found = [
-            self.model.visual_projection(self.model.vision_model((pixels - mean) / std).pooler_output)
-            for pixels in batches
-        ]
+        inputs = (((pixels - mean) / std).to(self.model.device) for pixels in batches)
+        found = [self.model.visual_projection(self.model.vision_model(part).pooler_output).cpu() for part in inputs]
         return F.normalize(torch.cat(found), dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """(n, E) unit vectors of texts."""
-        found = []
+        """(n, E) unit vectors, on the CPU, of texts; what is longer than CLIP reads is cut."""
+        found, longest = [], self.model.config.text_config.max_position_embeddings
         for start in range(0, len(texts), BATCH):
-            read = self.text(list(texts[start : start + BATCH]), return_tensors="pt", padding=True, truncation=True)
-            found.append(self.model.text_projection(self.model.text_model(**read).pooler_output))
+            part = list(texts[start : start + BATCH])
+            read = self.text(part, return_tensors="pt", padding=True, truncation=True, max_length=longest)
+            read = read.to(self.model.device)
+            found.append(self.model.text_projection(self.model.text_model(**read).pooler_output).cpu())
         return F.normalize(torch.cat(found), dim=-1)
 
 

@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from lavit.metrics.images import frechet_distance, psnr
+from lavit.metrics.images import Moments, checked, clip_scores, frechet_distance, frechet_of_moments, moments, psnr
 
 
 def sample(mean, root, count, seed):
@@ -58,6 +59,69 @@ def test_fewer_samples_than_dimensions():
 def test_frechet_distance_refuses(a, b, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(a, b)
+
+
+def rotated(values, seed):
+    """A covariance with these eigenvalues, in axes that depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    axes = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)).Q
+    return axes @ torch.diag(values.double()) @ axes.T
+
+
+def test_moments_with_covariances_that_commute():
+    # In the same axes the distance is |m_a - m_b|^2 + sum (sqrt v_a - sqrt v_b)^2.
+    a, b = torch.tensor([1.0, 4.0, 9.0, 0.25, 0.0]), torch.tensor([4.0, 1.0, 0.01, 0.25, 2.0])
+    means = torch.zeros(5), torch.tensor([1.0, 0, -2, 0, 0])
+    found = frechet_of_moments(Moments(means[0].double(), rotated(a, 0)), Moments(means[1].double(), rotated(b, 0)))
+    assert found == pytest.approx(5 + float((a.sqrt() - b.sqrt()).square().sum()), rel=1e-6)
+
+
+def library(a, b):
+    stats = [{"mu": m.mean.numpy(), "sigma": m.covariance.numpy()} for m in (a, b)]
+    return fid_statistics_to_metric(*stats, False)["frechet_inception_distance"]
+
+
+@pytest.mark.parametrize(("count", "width"), [(300, 40), (25, 60), (2, 8)])
+def test_moments_beside_features_and_beside_the_library(count, width):
+    generator = torch.Generator().manual_seed(count)
+    mix = torch.randn(width, width, generator=generator)
+    a = torch.randn(count, width, generator=generator) @ mix
+    b = torch.randn(count + 7, width, generator=generator) + 0.3
+    found = frechet_of_moments(moments(a), moments(b))
+    assert found == pytest.approx(frechet_distance(a, b), rel=1e-6)
+    assert found == pytest.approx(library(moments(a), moments(b)), rel=1e-4)
+    assert frechet_of_moments(moments(a), moments(a)) == pytest.approx(0, abs=1e-6 * float(a.double().square().sum()))
+
+
+def test_moments_are_numpys():
+    features = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    found = moments(features)
+    assert found.covariance.dtype == torch.float64
+    torch.testing.assert_close(found.covariance, torch.cov(features.double().T))
+
+
+@pytest.mark.parametrize(
+    ("mean", "covariance", "message"),
+    [
+        (torch.zeros(3), torch.eye(4), r"shapes \(3,\) and \(4, 4\) do not go together"),
+        (torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "not symmetric"),
+        (torch.zeros(2), torch.full((2, 2), torch.nan), "not finite"),
+    ],
+)
+def test_moments_refuse(mean, covariance, message):
+    with pytest.raises(ValueError, match=message):
+        checked(Moments(mean, covariance))
+    with pytest.raises(ValueError, match="moments of 2 and of 3 dimensions"):
+        frechet_of_moments(Moments(torch.zeros(2), torch.eye(2)), Moments(torch.zeros(3), torch.eye(3)))
+    with pytest.raises(ValueError, match="two samples or more"):
+        moments(torch.zeros(1, 3))
+
+
+def test_clip_scores():
+    images, texts = torch.tensor([[2.0, 0], [1, 1], [1, 0]]), torch.tensor([[3.0, 0], [1, 0], [-1, 0.1]])
+    assert clip_scores(images, texts).tolist() == pytest.approx([100, 100 / 2**0.5, 0])
+    with pytest.raises(ValueError, match="a text's for each image's"):
+        clip_scores(images, texts[:2])
 
 
 def test_psnr():

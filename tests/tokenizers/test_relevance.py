@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import CLIPModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from lavit.tokenizers.relevance import (
     Clip,
@@ -71,6 +76,30 @@ def test_clip_of_a_folder(clip):
     out = whole(pixel_values=(pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1), **read)
     torch.testing.assert_close(images, out.image_embeds)
     torch.testing.assert_close(texts, out.text_embeds)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 48), (33, 90), (9, 12)])
+def test_pictures_are_shown_as_clips_own_processor_does(clip, size):
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(256, (*size[::-1], 3), generator=generator, dtype=torch.uint8)
+    picture = Image.fromarray(levels.numpy())
+    own = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, do_normalize=False)
+    found = Clip(str(clip)).pixels([picture, picture])
+    assert found.shape == (2, 3, 16, 16)
+    torch.testing.assert_close(found[1:], own(picture, return_tensors="pt")["pixel_values"])
+
+
+def test_a_folder_of_another_model_or_of_half_a_clip(clip, tmp_path):
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=9, **size)).save_pretrained(tmp_path / "bert")
+    with pytest.raises(ValueError, match=r"evaluation.clip: .*bert cannot .* \(its model_type is bert\)"):
+        Clip(str(tmp_path / "bert"), "evaluation.clip")
+    shutil.copytree(clip, tmp_path / "half")
+    weights = load_file(tmp_path / "half" / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "half" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="its weights lack visual_projection.weight"):
+        Clip(str(tmp_path / "half"))
 
 
 def test_bad_settings(tmp_path):

@@ -1,0 +1,169 @@
+"""Drawings for a standard measure: by whom, how, and only those that are not there yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lavit.arguments import batches
+from lavit.benchmarks.drawings import DrawingConfig
+from lavit.data.order import seed_for
+from lavit.experiment import Experiment
+from lavit.pipeline import LaVIT
+from lavit.release import read_config
+from lavit.runs import Progress, read_json, write_json, written_whole
+from lavit.system import Painting
+from lavit.tokenizers.relevance import Clip
+from lavit.weights import file_digest
+from lavit.workspace import Workspace
+
+
+class Wanted(NamedTuple):
+    """A picture to be drawn: its file, its text and its seed."""
+
+    path: Path
+    text: str
+    seed: int
+
+
+def rank_and_world() -> tuple[int, int]:
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def device_of_rank() -> torch.device:
+    """The GPU of this rank where there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def open_artist(experiment: Experiment, run: Path, config: DrawingConfig) -> LaVIT:
+    """The run's own system, or that of ``config.release``, on this rank's device."""
+    device, batch = device_of_rank(), experiment.evaluation.batch
+    if config.release is not None:
+        return LaVIT.from_pretrained(config.release, device, batch=batch)
+    system = LaVIT.from_run(Workspace(experiment, run))
+    for part in (system.tokenizer, system.model, system.renderer):
+        part.to(device)
+    return system
+
+
+def drawing_setting(experiment: Experiment, run: Path, config: DrawingConfig) -> dict[str, Any]:
+    """All that drawings depend on beside their texts, in plain numbers, and nothing of how fast they come."""
+    clip = experiment.evaluation.clip if config.candidates > 1 else None
+    own = experiment.decoder.model
+    painting: dict[str, Any] = {"guidance": config.guidance, "steps": config.steps, "sampler": config.sampler}
+    if config.release is None:  # a release has its own, which its digest stands for
+        usual = {"guidance": own.guidance, "steps": own.sampling_steps, "sampler": own.sampler}
+        painting = {name: usual[name] if value is None else value for name, value in painting.items()}
+        painting["size"] = own.image_size
+    words = config.words or (experiment.evaluation.image if config.release is None else None)
+    return {
+        "model": model_digests(experiment, run, config),
+        "words": dataclasses.asdict(words) if words else None,
+        "painting": painting,
+        "candidates": config.candidates,
+        "judge": None if config.candidates == 1 else clip_digest(clip) if clip else "the model itself",
+        "seed": experiment.seed,
+    }
+
+
+def model_digests(experiment: Experiment, run: Path, config: DrawingConfig) -> dict[str, str]:
+    """sha256 of every file of weights that has a part in a drawing, by its path."""
+    if config.release is not None:
+        return dict(read_config(Path(config.release)).files)
+    names = ("tokenizer/tokenizer.safetensors", "pretrain/model.safetensors", "decoder/renderer.safetensors")
+    vae = experiment.decoder.model.latents.vae
+    folder = Path(vae.folder) if vae and vae.folder else run / "autoencoder" / "vae"
+    return {path.as_posix(): file_digest(path) for path in sorted(folder.glob("*.safetensors"))} | {
+        name: file_digest(run / name) for name in names
+    }
+
+
+def clip_digest(folder: str) -> dict[str, str]:
+    """sha256 of the weights of a folder of CLIP."""
+    files = [path for path in sorted(Path(folder).glob("*")) if path.suffix in (".safetensors", ".bin")]
+    return {path.name: file_digest(path) for path in files}
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def draw_missing(
+    wanted: Sequence[Wanted],
+    artist: Callable[[], LaVIT],
+    config: DrawingConfig,
+    clip: Clip | None,
+    batch: int,
+    progress: Progress | None = None,
+) -> None:
+    """Draw what is not there; every rank draws its share, and rank 0 waits for the others.
+
+    The seed decides on a picture, whatever was drawn before a cut or beside it.
+    """
+    rank, world = rank_and_world()
+    mine = [one for one in wanted[rank::world] if not one.path.is_file()]
+    there = len(wanted) - len(mine)
+    for part in batches(mine, max(1, batch // config.candidates)):
+        for one, picture in zip(part, draw(artist(), part, config, clip), strict=True):
+            one.path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(one.path) as draft:
+                picture.save(draft, "PNG")
+        there += len(part)
+        if progress is not None:
+            progress.update(min(there, len(wanted) - 1), "drawing")
+    while rank == 0 and (missing := sum(not one.path.is_file() for one in wanted)):
+        time.sleep(0.5)  # the launcher ends all ranks if one fails
+        if progress is not None:
+            progress.update(len(wanted) - missing, "waiting for the other ranks")
+
+
+def draw(system: LaVIT, wanted: Sequence[Wanted], config: DrawingConfig, clip: Clip | None) -> list[Image.Image]:
+    """Pictures of texts: of each one's candidates the one that CLIP, or without it the model, finds most like it."""
+    texts, seeds = [one.text for one in wanted], [one.seed for one in wanted]
+    plan, count = config.words or system.plans.image, config.candidates
+    painting: Painting = {"guidance": config.guidance, "steps": config.steps, "sampler": config.sampler}
+    if count == 1 or clip is None:
+        words = system.draw_best(texts, plan, count, seeds)
+        return pictures_of(system.render(system.features(words), seeds, **painting))
+    repeated = [text for text in texts for _ in range(count)]
+    several = [seed_for(seed, number) for seed in seeds for number in range(count)]
+    words = system.draw_words(repeated, plan, several)
+    pictures = pictures_of(system.render(system.features(words), several, **painting))
+    similar = (clip.images([clip.pixels(pictures)]) * clip.texts(repeated)).sum(-1).view(-1, count)
+    return [pictures[row * count + best] for row, best in enumerate(similar.argmax(1).tolist())]
+
+
+def pictures_of(pixels: torch.Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [0, 1] as pictures of 8 bits."""
+    levels = (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(np.ascontiguousarray(picture)) for picture in levels]
+
+
+# -------------------------------------------------------------------------------------------------------- figures
+
+
+def not_run(path: Path, title: str, reasons: dict[str, str]) -> None:
+    """Say in figures.json and in one line why there are no figures; those that were measured before stay."""
+    if path.is_file() and "setting" in read_json(path):
+        print(f"{title}: nothing to do now; figures measured before are in {path}", flush=True)
+        return
+    write_json(path, dict.fromkeys(reasons) | {"reasons": reasons})
+    print(f"{title}: {next(iter(reasons.values()))}", flush=True)
+
+
+def measured(path: Path, setting: dict[str, Any]) -> bool:
+    """Whether the figures of just this setting are there."""
+    return path.is_file() and read_json(path).get("setting") == json.loads(json.dumps(setting))

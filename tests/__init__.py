@@ -1,0 +1,1 @@
+"""A package of its own name: others install one called tests too."""
