@@ -5,6 +5,8 @@ HOSTFILE ?=
 ARGS ?=
 RUNS ?=
 OFFICIAL ?=
+SET ?=
+DATA ?=
 OUT ?=
 PYTHON ?= python3
 WORKERS ?= 2
@@ -15,7 +17,7 @@ LAUNCHED = $(if $(GPUS),--processes $(GPUS)) $(if $(HOSTFILE),--hostfile $(HOSTF
 
 .PHONY: setup demo test test-slow lint prepare tokenizer convert extract pretrain finetune autoencoder decoder \
 	eval-tokenizer eval-caption eval-vqa eval-reconstruction eval-text-to-image eval-fid eval-geneval compare-tokenizers \
-	speech vocoder pyramid words eval-speech eval-pyramid eval-in-context plan bench report release checks compare
+	eval speech vocoder pyramid words eval-speech eval-pyramid eval-in-context plan bench report release checks compare
 
 setup: $(VENV)/.complete
 
@@ -65,11 +67,20 @@ decoder: setup
 eval-tokenizer: setup
 	@$(RUN) -m tokenizer.evaluate $(CONFIG) $(ARGS)
 
-eval-caption: setup
-	@$(RUN) -m eval.caption $(CONFIG) $(ARGS)
+# With SET and DATA a standard set, as its owner distributes it; without, the run's own held-out pictures.
+eval-caption eval-vqa: setup
+ifneq ($(SET),)
+	@$(LAUNCH) eval.benchmark $(LAUNCHED) benchmarks.data={$(SET):$(DATA)}
+else
+	@$(RUN) -m eval.$(@:eval-%=%) $(CONFIG) $(ARGS)
+endif
 
-eval-vqa: setup
-	@$(RUN) -m eval.vqa $(CONFIG) $(ARGS)
+eval: setup
+	@$(RUN) -m eval.held_out $(CONFIG) $(ARGS)
+	@$(LAUNCH) eval.benchmark $(LAUNCHED)
+	@$(LAUNCH) eval.fid $(LAUNCHED)
+	@$(LAUNCH) eval.geneval $(LAUNCHED)
+	@$(RUN) -m eval.tables $(CONFIG) $(ARGS)
 
 eval-reconstruction: setup
 	@$(RUN) -m eval.reconstruct $(CONFIG) $(ARGS)

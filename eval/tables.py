@@ -17,6 +17,12 @@ from lavit.pages.html import render
 from lavit.runs import environment, is_done, read_json, write_atomic, write_json
 
 SHOWN = {"caption": {"cider": "CIDEr"}, "other": {"accuracy": "accuracy"}}
+DRAWN = {
+    ("fid", "fid"): "FID",
+    ("fid", "fd_inception"): "Fréchet distance over other Inception weights",
+    ("fid", "clip_score"): "CLIP score",
+    ("geneval", "overall"): "GenEval, overall",
+}
 
 
 class Line(NamedTuple):
@@ -42,24 +48,43 @@ class Line(NamedTuple):
         return f"{self.n:,}" if self.official in (None, self.n) else f"{self.n:,} of {self.official:,}"
 
 
+class Drawn(NamedTuple):
+    """A figure of drawings, or why there is none; ``published`` by system, of the paper's protocol alone."""
+
+    title: str
+    value: float | None
+    why: str
+    n: int | None
+    published: dict[str, float]
+
+
 def main(experiment: Experiment, run: Path) -> None:
-    lines, kept = benchmark_lines(run), unscored(run)
+    lines, drawn, kept = benchmark_lines(run), drawing_lines(run), unscored(run)
     groups = [name.removeprefix("eval/") for name in EVALUATIONS if is_done(run / name)]
     own = table(metrics_of({name: read_json(run / "eval" / name / "figures.json") for name in groups}, {}))
     missing = [(about.title, about.where) for name, about in SETS.items() if not scored(run, name)]
     found = {
         "sets": [line._asdict() for line in lines],
+        "drawings": [line._asdict() for line in drawn],
         "own": {title: [row._asdict() for row in rows] for title, rows in own.items()},
         "published": [row._asdict() for row in PUBLISHED],
         "not_run": [{"set": title, "where": where} for title, where in missing],
         "to_send_in": kept,
         "environment": environment(),
     }
-    page = found | {"lines": lines, "systems": [row.system for row in PUBLISHED], "tables": own, "title": str(run)}
+    page = found | {
+        "lines": lines,
+        "drawn": drawn,
+        "systems": [row.system for row in PUBLISHED],
+        "tables": own,
+        "title": str(run),
+    }
+    (run / "eval").mkdir(exist_ok=True)
     write_json(run / "eval" / "table.json", found)
-    write_atomic(run / "eval" / "table.md", markdown(lines, own, missing, kept))
+    text = markdown(lines, drawn, own, missing, kept)
+    write_atomic(run / "eval" / "table.md", text)
     write_atomic(run / "eval" / "table.html", render(Path(__file__).with_name("table.html.j2"), page))
-    print(markdown(lines, own, missing, kept))
+    print(text)
     print(f"{run / 'eval' / 'table.html'}")
 
 
@@ -90,6 +115,20 @@ def benchmark_lines(run: Path) -> list[Line]:
     return lines
 
 
+def drawing_lines(run: Path) -> list[Drawn]:
+    """FID, CLIP score and GenEval, or why they were not run."""
+    lines = []
+    for (group, name), title in DRAWN.items():
+        path = run / "eval" / group / "figures.json"
+        figures = read_json(path) if path.is_file() else {}
+        why = figures.get("reasons", {}).get(name, "")
+        published = {row.system: row.figures["coco_fid"] for row in PUBLISHED if "coco_fid" in row.figures}
+        if figures.get(name) is not None or why:
+            known = published if name == "fid" else {}
+            lines.append(Drawn(title, figures.get(name), why, figures.get("n"), known))
+    return lines
+
+
 def finished(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The figures of every set and setting that is done, in the order of the sets."""
     paths = sorted((run / "eval" / "benchmarks").glob("*/*/figures.json"))
@@ -111,7 +150,9 @@ def unscored(run: Path) -> list[str]:
     ]
 
 
-def markdown(lines: list[Line], own: dict[str, Any], missing: list[tuple[str, str]], kept: list[str]) -> str:
+def markdown(
+    lines: list[Line], drawn: list[Drawn], own: dict[str, Any], missing: list[tuple[str, str]], kept: list[str]
+) -> str:
     """The table, what was published of others in columns that say so, and what has not been run."""
     systems = [row.system for row in PUBLISHED]
     out = ["## Standard sets", ""]
@@ -126,6 +167,18 @@ def markdown(lines: list[Line], own: dict[str, Any], missing: list[tuple[str, st
         out += ["", "Not run, for want of data: " + "; ".join(f"{title} ({where})" for title, where in missing) + "."]
     if kept:
         out += ["", "To be sent to the set's owner, who keeps the answers: " + ", ".join(kept) + "."]
+    if drawn:
+        heads = " | ".join(f"{name} (published)" for name in systems)
+        out += ["", "## Drawings", "", f"| figure | measured here | drawings | {heads} |"]
+        out += ["|---" * (3 + len(systems)) + "|"]
+        for line in drawn:
+            value = line.why if line.value is None else f"{line.value:.3f}"
+            others = " | ".join(f"{line.published[name]:.1f}" if name in line.published else "" for name in systems)
+            out.append(f"| {line.title} | {value} | {line.n or ''} | {others} |")
+        out += [
+            "",
+            "Published FIDs are of 30,000 captions of COCO; a figure of other captions has nothing to do with them.",
+        ]
     for title, rows in own.items():
         out += ["", f"## {title}, own held-out data", "", "| figure | measured | baselines |", "|---|---|---|"]
         for row in rows:
