@@ -6,7 +6,7 @@ and only what the model wrote, since OK-VQA's answers are stems. **Here it is no
 dictionary of LemmInflect (`LEMMATIZER`), which does not see a word's part of speech in its sentence; and people's
 answers are lemmatised as well, so that plurals match on every set. So a figure is near that of other evaluations, and
 not equal to it: of 5,000 phrases of one or two words, one of them inflected, spaCy 3.8 (`en_core_web_sm` 3.6) wrote
-85 % as this module does, and most of the others differ in a participle that one of them takes for an adjective.
+4,266 as this module does.
 """
 
 from __future__ import annotations
