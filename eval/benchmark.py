@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import time
@@ -18,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from eval.models import digest_of, open_writer, writer_digests
 from eval.scoring import score
 from lavit.arguments import batches
 from lavit.benchmarks.items import Benchmark, Item
@@ -28,13 +27,9 @@ from lavit.benchmarks.protocol import BenchmarksConfig
 from lavit.benchmarks.sets import SETS, read_benchmark, write_submission
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
-from lavit.few_shot import writer_of
-from lavit.pipeline import LaVIT
-from lavit.release import read_config
+from lavit.launch import rank_and_world
 from lavit.runs import FolderLock, Progress, environment, is_done, mark_done, stage_clock, write_json
 from lavit.tokens import Picture
-from lavit.weights import file_digest
-from lavit.workspace import Workspace
 
 UNANSWERABLE = "unanswerable"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -42,7 +37,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 def main(experiment: Experiment, run: Path) -> None:
     config = experiment.benchmarks
-    rank = int(os.environ.get("RANK", 0))
+    rank = rank_and_world()[0]
     if not config.data and rank == 0:
         print(f"benchmarks.data names no folder of a standard set ({', '.join(SETS)}): none is scored", flush=True)
     writer = functools.cache(lambda: open_writer(experiment, run))
@@ -75,37 +70,15 @@ def setting_of(benchmark: Benchmark, experiment: Experiment, run: Path) -> dict[
         "set": benchmark.name,
         "split": benchmark.split,
         "annotations": benchmark.digest,
-        "items": hashlib.sha256(json.dumps([item.id for item in benchmark.items]).encode()).hexdigest(),
-        "model": model_digests(experiment, run),
+        "items": digest_of([item.id for item in benchmark.items]),
+        "model": writer_digests(experiment, run),
         "asked": {name: config[name] for name in task[benchmark.task]},
         "seed": experiment.seed,
     }
 
 
-def model_digests(experiment: Experiment, run: Path) -> dict[str, str]:
-    """sha256 of every file of weights that has a part in it, by its path in the release or the run."""
-    if (release := experiment.benchmarks.release) is not None:
-        return dict(read_config(Path(release)).files)
-    names = ["pyramid/pyramid.safetensors"] if experiment.pyramid is not None else ["pretrain/model.safetensors"]
-    if (run / (tokenizer := "tokenizer/tokenizer.safetensors")).is_file():  # visual words have none of their own
-        names.append(tokenizer)
-    return {name: file_digest(run / name) for name in names}
-
-
 def folder_of(run: Path, benchmark: Benchmark, setting: dict[str, Any]) -> Path:
-    digest = hashlib.sha256(json.dumps(setting, sort_keys=True).encode()).hexdigest()
-    return run / "eval" / "benchmarks" / f"{benchmark.name}-{benchmark.split}" / digest[:12]
-
-
-def open_writer(experiment: Experiment, run: Path) -> Any:
-    """The run's own model, or that of ``benchmarks.release``, on the GPU of this rank where there is one."""
-    config = experiment.benchmarks
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else None
-    if config.release is not None:
-        return LaVIT.from_pretrained(config.release, device, batch=config.batch)
-    writer = writer_of(Workspace(experiment, run))
-    writer.batch = config.batch
-    return writer.to(device) if device is not None else writer
+    return run / "eval" / "benchmarks" / f"{benchmark.name}-{benchmark.split}" / digest_of(setting)[:12]
 
 
 # ------------------------------------------------------------------------------------------------------- to write
@@ -115,7 +88,7 @@ def evaluate(
     benchmark: Benchmark, setting: dict[str, Any], writer: Callable[[], Any], experiment: Experiment, folder: Path
 ) -> None:
     """Write what is missing; on rank 0, score it as soon as all is there."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world()
     progress = Progress(folder, len(benchmark.items), "items") if rank == 0 else None
     there = written(folder)
     # By picture, so that a picture with several questions is seen once. Which rank has which is settled by all items,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,17 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from eval.models import artist_digests, weights_digests
 from lavit.arguments import batches
 from lavit.benchmarks.drawings import DrawingConfig
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment
+from lavit.launch import rank_and_world
 from lavit.pipeline import LaVIT
-from lavit.release import read_config
 from lavit.runs import Progress, read_json, write_json, written_whole
 from lavit.system import Painting
 from lavit.tokenizers.relevance import Clip
-from lavit.weights import file_digest
-from lavit.workspace import Workspace
 
 
 class Wanted(NamedTuple):
@@ -36,69 +33,25 @@ class Wanted(NamedTuple):
     seed: int
 
 
-def rank_and_world() -> tuple[int, int]:
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
-def device_of_rank() -> torch.device:
-    """The GPU of this rank where there is one."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def open_artist(experiment: Experiment, run: Path, config: DrawingConfig) -> LaVIT:
-    """The run's own system, or that of ``config.release``, on this rank's device."""
-    device, batch = device_of_rank(), experiment.evaluation.batch
-    if config.release is not None:
-        return LaVIT.from_pretrained(config.release, device, batch=batch)
-    system = LaVIT.from_run(Workspace(experiment, run))
-    for part in (system.tokenizer, system.model, system.renderer):
-        part.to(device)
-    return system
-
-
 def drawing_setting(experiment: Experiment, run: Path, config: DrawingConfig) -> dict[str, Any]:
     """All that drawings depend on beside their texts, in plain numbers, and nothing of how fast they come."""
     clip = experiment.evaluation.clip if config.candidates > 1 else None
     own = experiment.decoder.model
     painting: dict[str, Any] = {"guidance": config.guidance, "steps": config.steps, "sampler": config.sampler}
-    if config.release is None:  # a release has its own, which its digest stands for
+    own_model = experiment.benchmarks.release is None
+    if own_model:  # a release has its own, which its digest stands for
         usual = {"guidance": own.guidance, "steps": own.sampling_steps, "sampler": own.sampler}
         painting = {name: usual[name] if value is None else value for name, value in painting.items()}
         painting["size"] = own.image_size
-    words = config.words or (experiment.evaluation.image if config.release is None else None)
+    words = config.words or (experiment.evaluation.image if own_model else None)
     return {
-        "model": model_digests(experiment, run, config),
+        "model": artist_digests(experiment, run),
         "words": dataclasses.asdict(words) if words else None,
         "painting": painting,
         "candidates": config.candidates,
-        "judge": None if config.candidates == 1 else clip_digest(clip) if clip else "the model itself",
+        "judge": None if config.candidates == 1 else weights_digests(clip) if clip else "the model itself",
         "seed": experiment.seed,
     }
-
-
-def model_digests(experiment: Experiment, run: Path, config: DrawingConfig) -> dict[str, str]:
-    """sha256 of every file of weights that has a part in a drawing, by its path."""
-    if config.release is not None:
-        return dict(read_config(Path(config.release)).files)
-    names = ("tokenizer/tokenizer.safetensors", "pretrain/model.safetensors", "decoder/renderer.safetensors")
-    vae = experiment.decoder.model.latents.vae
-    folder = Path(vae.folder) if vae and vae.folder else run / "autoencoder" / "vae"
-    return {path.as_posix(): file_digest(path) for path in sorted(folder.glob("*.safetensors"))} | {
-        name: file_digest(run / name) for name in names
-    }
-
-
-def clip_digest(folder: str) -> dict[str, str]:
-    """sha256 of the weights of a folder of CLIP."""
-    files = [path for path in sorted(Path(folder).glob("*")) if path.suffix in (".safetensors", ".bin")]
-    return {path.name: file_digest(path) for path in files}
-
-
-def digest_of(value: Any) -> str:
-    """sha256 of what JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def draw_missing(

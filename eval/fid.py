@@ -15,19 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.drawings import (
-    Wanted,
-    clip_digest,
-    device_of_rank,
-    digest_of,
-    draw_missing,
-    drawing_setting,
-    measured,
-    not_run,
-    open_artist,
-    rank_and_world,
-)
-from lavit.arguments import batches
+from eval.drawings import Wanted, draw_missing, drawing_setting, measured, not_run
+from eval.models import digest_of, open_artist, weights_digests
+from lavit.arguments import batches, device_of_rank
 from lavit.benchmarks.drawings import read_captions, sampled
 from lavit.benchmarks.inception import (
     KEY,
@@ -41,9 +31,9 @@ from lavit.benchmarks.inception import (
 from lavit.data.images import open_image
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
+from lavit.launch import rank_and_world
 from lavit.metrics.images import Moments, checked, clip_scores, frechet_of_moments, moments
-from lavit.runs import FolderLock, Progress, stage_clock, stage_folder, write_json, written_whole
-from lavit.runs.folder import environment
+from lavit.runs import FolderLock, Progress, environment, stage_clock, stage_folder, write_json, written_whole
 from lavit.tokenizers.relevance import Clip
 from lavit.workspace import Workspace
 
@@ -89,7 +79,7 @@ def evaluate(experiment: Experiment, run: Path, config: FidConfig, reasons: dict
     setting["drawing"] = drawing_setting(experiment, run, config.drawing) | {"texts": digest_of(captions)}
     drawings = folder / f"drawings-{digest_of(setting['drawing'])[:12]}"
     clip = Clip(experiment.evaluation.clip, "evaluation.clip") if experiment.evaluation.clip else None
-    setting["clip"] = clip_digest(experiment.evaluation.clip) if clip else None
+    setting["clip"] = weights_digests(experiment.evaluation.clip) if clip else None
     extractor = reference = None
     if "fid" not in reasons and rank == 0:  # before anything is drawn: what is wrong here is found at once
         extractor = Inception(config.weights, config.resize, device_of_rank())
@@ -107,7 +97,7 @@ def evaluate(experiment: Experiment, run: Path, config: FidConfig, reasons: dict
         for number, (path, text) in enumerate(zip(files, captions, strict=True))
     ]
     progress = Progress(folder, len(wanted), "drawings") if rank == 0 else None
-    system = functools.cache(lambda: open_artist(experiment, run, config.drawing))
+    system = functools.cache(lambda: open_artist(experiment, run))
     draw_missing(wanted, system, config.drawing, clip, experiment.evaluation.batch, progress)
     if progress is None:
         return

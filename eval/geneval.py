@@ -16,26 +16,17 @@ from typing import Any
 
 from PIL import Image
 
-from eval.drawings import (
-    Wanted,
-    clip_digest,
-    device_of_rank,
-    digest_of,
-    draw_missing,
-    drawing_setting,
-    measured,
-    not_run,
-    open_artist,
-    rank_and_world,
-)
+from eval.drawings import Wanted, draw_missing, drawing_setting, measured, not_run
+from eval.models import digest_of, open_artist, weights_digests
+from lavit.arguments import device_of_rank
 from lavit.benchmarks.detector import ColourJudge, Detection, Detector
 from lavit.benchmarks.geneval import KEY, GenEvalConfig, read_prompts, sample_path, write_layout
 from lavit.data.images import open_image
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
+from lavit.launch import rank_and_world
 from lavit.metrics.geneval import COLOURS, counted, judge, summary
-from lavit.runs import FolderLock, Progress, stage_clock, stage_folder, write_atomic, write_json
-from lavit.runs.folder import environment
+from lavit.runs import FolderLock, Progress, environment, stage_clock, stage_folder, write_atomic, write_json
 from lavit.tokenizers.relevance import Clip
 
 SHOWN = 50  # judgements that figures.json names
@@ -78,8 +69,8 @@ def evaluate(
         detector = Detector(config.detector, device_of_rank())
         objects = (one for prompt in prompts for key in ("include", "exclude") for one in prompt.get(key, ()))
         detector.check_classes([one["class"] for one in objects])
-    setting["detector"] = clip_digest(config.detector) if detector else None
-    setting["clip"] = clip_digest(place) if place else None
+    setting["detector"] = weights_digests(config.detector) if detector else None
+    setting["clip"] = weights_digests(place) if place else None
     if rank == 0 and measured(folder / "figures.json", setting):
         print(f"GenEval: {folder / 'figures.json'}", flush=True)
         return
@@ -92,7 +83,7 @@ def evaluate(
         for sample in range(config.samples)
     ]
     progress = Progress(folder, len(wanted), "drawings") if rank == 0 else None
-    system = functools.cache(lambda: open_artist(experiment, run, config.drawing))
+    system = functools.cache(lambda: open_artist(experiment, run))
     draw_missing(wanted, system, config.drawing, clip, experiment.evaluation.batch, progress)
     if progress is None:
         return

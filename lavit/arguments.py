@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,13 @@ def as_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # the latter from a build without CUDA, the former of "meta" too
         raise ValueError(f"device {device} cannot be used: {str(error).splitlines()[0]}; 'cpu' always can") from None
     return found
+
+
+def device_of_rank() -> torch.device:
+    """The GPU of this process, by its rank on this machine, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

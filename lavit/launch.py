@@ -45,6 +45,11 @@ def visible_gpus() -> int:
     return len(re.findall(r"^GPU \d+:", listed, re.MULTILINE))
 
 
+def rank_and_world() -> tuple[int, int]:
+    """Which of how many processes of a launcher this one is."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
 def launch_environment(processes: int = 1, shares: int = 1) -> dict[str, str]:
     """What a stage finds in its environment, where the user has not set it: threads, and the CPU without a GPU.
 

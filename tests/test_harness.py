@@ -17,7 +17,7 @@ from PIL import Image
 from eval.export_tasks import CHOICES, FUNCTIONS, QUESTIONS, kwargs_of, write_lines, write_task
 from lavit.data.images import ImageError
 from lavit.generation import TextPlan
-from lavit.harness.answers import Answers, device_of_rank
+from lavit.harness.answers import Answers, chosen_device
 from lavit.harness.requests import asks_for_caption, cut, only_picture, question_of, stops_of, text_plan
 from lavit.metrics.vqa import vqa_accuracy
 from lavit.pipeline import LaVIT
@@ -178,12 +178,12 @@ def test_model_args_reach_the_system(release):
 
 
 def test_each_rank_has_its_gpu(monkeypatch):
-    assert device_of_rank(None) is None and device_of_rank("cuda:1") == "cuda:1"
+    assert chosen_device(None) is None and chosen_device("cuda:1") == "cuda:1"
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert device_of_rank("cuda") == device_of_rank(None) == torch.device("cuda", 3)
-    assert device_of_rank("cpu") == "cpu"
+    assert chosen_device("cuda") == chosen_device(None) == torch.device("cuda", 3)
+    assert chosen_device("cpu") == "cpu"
 
 
 # --------------------------------------------------------------------------------------------------------- answers

@@ -13,7 +13,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,10 +22,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lavit.arguments import device_of_rank
 from lavit.data.audio import read_sounds
 from lavit.data.images import SUFFIXES, open_image
 from lavit.data.shards import ShardError, Shards
 from lavit.experiment import Experiment, ExtractionConfig, run_stage
+from lavit.launch import rank_and_world
 from lavit.runs import FolderLock, Progress, is_done, mark_done, read_json, stage_clock
 from lavit.tokenizers.codes import Extracted, write_shard
 from lavit.tokenizers.encoders import EncoderConfig, to_pixels
@@ -91,7 +92,7 @@ def main(experiment: Experiment, run: Path) -> None:
     if is_done(folder) and not missing(jobs):
         return
     # Ranks need nothing of each other but that their shards appear, and the launcher ends all if one fails.
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world()
     with FolderLock(folder) if rank == 0 else contextlib.nullcontext():
         with stage_clock(folder) if rank == 0 else contextlib.nullcontext():
             progress = Progress(folder, len(jobs), "shards") if rank == 0 else None
@@ -105,12 +106,6 @@ def main(experiment: Experiment, run: Path) -> None:
                 mark_done(folder, {"shards": len(jobs), "left_out": left_out, "note": note})
                 if note:
                     print(note, flush=True)
-
-
-def device_of_rank() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
 
 
 def check_made(jobs: list[Job], coders: dict[str, Coder]) -> None:

@@ -24,7 +24,6 @@ class DrawingConfig:
             (LaVIT's protocol, arXiv 2309.04669, has four), or, without CLIP, the one that the model captions best.
         words: how visual words are sampled.
         guidance, steps, sampler: of the pixel decoder.
-        release: the folder of a release that draws in place of the run's own model.
     """
 
     candidates: int = 1
@@ -32,7 +31,6 @@ class DrawingConfig:
     guidance: float | None = None
     steps: int | None = None
     sampler: str | None = None
-    release: str | None = None
 
 
 def check_drawing(config: DrawingConfig, key: str) -> None:

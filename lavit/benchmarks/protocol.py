@@ -15,7 +15,7 @@ class BenchmarksConfig:
         data: the folder of each set that is there, by the set's name, as its owner distributes it.
         split: of all of them; by default the one that is reported of each set.
         limit: the first so many items, evenly spread; 0 takes all.
-        release: the folder of a release that is scored in place of the run's own model.
+        release: the folder of a release that is measured in place of the run's own model; by FID and GenEval too.
         batch: pictures that are looked at, and prompts that are gone on with, at a time.
         caption: text that a caption goes on from, after the picture; LaVIT has none.
         question: what is asked, with ``{}`` where the question goes; by default the system's own form.

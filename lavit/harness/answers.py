@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from lavit.arguments import as_count, batches
+from lavit.arguments import as_count, batches, device_of_rank
 from lavit.data.documents import QUESTION, Document
 from lavit.data.order import seed_for
 from lavit.data.packing import document_length
@@ -99,7 +99,7 @@ class Answers:
         self.keep, self.first, self.seed = instructions == "keep", images == "first", as_count("seed", seed, 0)
         batch = BATCH if str(batch_size).startswith("auto") else str(batch_size)
         batch = as_count("batch_size", int(batch) if str(batch).isdecimal() else batch)
-        self.system = LaVIT.from_pretrained(str(pretrained), device_of_rank(device), dtype, bits, batch=batch)
+        self.system = LaVIT.from_pretrained(str(pretrained), chosen_device(device), dtype, bits, batch=batch)
         self.task_dict: dict[str, Any] = {}
 
     # ---------------------------------------------------------------------------------------------- what is asked
@@ -241,9 +241,9 @@ class Answers:
         return tqdm(parts, desc="LaVIT", unit="batch", disable=int(os.environ.get("RANK", 0)) != 0)
 
 
-def device_of_rank(device: str | None) -> str | torch.device | None:
+def chosen_device(device: str | None) -> str | torch.device | None:
     """The device that was asked for, or of several processes on GPUs the one of this rank."""
     several = int(os.environ.get("WORLD_SIZE", 1)) > 1
     if several and torch.cuda.is_available() and str(device or "cuda").startswith("cuda"):
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return device_of_rank()
     return device or None

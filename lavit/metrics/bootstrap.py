@@ -42,28 +42,6 @@ def corpus_interval(
     return drawn_interval(len(added), lambda times: score(times @ added), seed, resamples, level)
 
 
-def paired_interval(
-    first: ArrayLike,
-    second: ArrayLike,
-    seed: int = 0,
-    resamples: int = 1000,
-    level: float = 0.95,
-    score: Score | None = None,
-) -> tuple[float, float]:
-    """The interval of the score of the first system less that of the second, on the same drawn items of both.
-
-    first, second: values (N,) of the same items in the same order, or statistics (N, K) with the `score` made of them.
-    Two systems differ, at this level, where the interval does not hold 0.
-    Errors: as `interval`, and shapes that differ.
-    """
-    ours, theirs = (_checked(one, 1 if score is None else 2) for one in (first, second))
-    if ours.shape != theirs.shape:
-        raise ValueError(f"values of shapes {ours.shape} and {theirs.shape}: give those of the same items")
-    if score is None:
-        return interval(ours - theirs, seed, resamples, level)
-    return drawn_interval(len(ours), lambda times: score(times @ ours) - score(times @ theirs), seed, resamples, level)
-
-
 def drawn_interval(
     count: int, score: Score, seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lavit.metrics.bootstrap import corpus_interval, drawn_interval, interval, paired_interval
+from lavit.metrics.bootstrap import corpus_interval, drawn_interval, interval
 
 
 def test_an_interval_of_a_share_is_near_the_normal_one():
@@ -37,19 +37,6 @@ def test_a_score_of_sums():
     assert corpus_interval(ones, lambda sums: sums[:, 0] / sums[:, 1], seed=5) == interval(counts[:, 0], seed=5)
 
 
-def test_paired_systems_are_nearer_than_unpaired_ones():
-    generator = np.random.default_rng(0)
-    hard = generator.random(500)  # what both find hard
-    ours, theirs = hard + 0.02, hard + generator.normal(scale=0.01, size=500)
-    low, high = paired_interval(ours, theirs)
-    assert 0 < low < 0.02 < high and high - low < 0.01
-    apart = interval(ours)[1] - interval(ours)[0]
-    assert apart > 0.03
-    stacked = [np.stack([values, np.ones(500)], axis=1) for values in (ours, theirs)]
-    assert paired_interval(*stacked, score=lambda sums: sums[:, 0] / sums[:, 1]) == pytest.approx((low, high))
-    assert paired_interval(ours, ours) == (0.0, 0.0)
-
-
 def test_as_scipy_has_it():
     stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(2).exponential(size=400)
@@ -67,7 +54,6 @@ def test_as_scipy_has_it():
         (lambda: interval([1.0], level=1.0), "level 1.0"),
         (lambda: drawn_interval(0, lambda times: times[:, 0]), "0 items"),
         (lambda: corpus_interval([1.0], lambda sums: sums[:, 0]), "a row an item"),
-        (lambda: paired_interval([1.0], [1.0, 2.0]), "same items"),
     ],
 )
 def test_what_has_no_interval(call, message):

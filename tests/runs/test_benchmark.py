@@ -37,7 +37,7 @@ def writer(system, monkeypatch):
     monkeypatch.setattr(system, "fail_at", None, raising=False)
     monkeypatch.setattr(system, "shown", shown, raising=False)
     monkeypatch.setattr(benchmark, "open_writer", lambda experiment, run: system)
-    monkeypatch.setattr(benchmark, "model_digests", lambda experiment, run: {"model": "0"})
+    monkeypatch.setattr(benchmark, "writer_digests", lambda experiment, run: {"model": "0"})
     monkeypatch.setattr(benchmark, "score", words_a_text)  # the real one starts Java twice
     return system
 

@@ -56,7 +56,7 @@ def artist(system, monkeypatch):
             return system.draw_words(texts, *more)
 
     monkeypatch.setattr(fid, "open_artist", lambda *given: Asked())
-    monkeypatch.setattr(drawings, "model_digests", lambda *given: {"model": "tiny"})
+    monkeypatch.setattr(drawings, "artist_digests", lambda *given: {"model": "tiny"})
     return asked
 
 

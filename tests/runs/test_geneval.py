@@ -48,7 +48,7 @@ def place(tmp_path, system, monkeypatch):
 
     monkeypatch.setattr(geneval, "open_artist", lambda *given: system)
     monkeypatch.setattr(system, "draw_best", lambda texts, *more: draw_best(system, texts, *more))
-    monkeypatch.setattr(drawings, "model_digests", lambda *given: {"model": "tiny"})
+    monkeypatch.setattr(drawings, "artist_digests", lambda *given: {"model": "tiny"})
     monkeypatch.setattr(geneval, "Detector", CatInEverything)
     (tmp_path / "detector").mkdir()
     return tmp_path, asked

@@ -1,0 +1,74 @@
+"""Which model a standard measure is taken of: a run's own, or a release's; and what it is made of, in digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lavit.arguments import device_of_rank
+from lavit.experiment import Experiment
+from lavit.few_shot import writer_of
+from lavit.pipeline import LaVIT
+from lavit.release import read_config
+from lavit.weights import file_digest
+from lavit.workspace import Workspace
+
+WRITES = ("pretrain/model.safetensors",)
+DRAWS = ("tokenizer/tokenizer.safetensors", "pretrain/model.safetensors", "decoder/renderer.safetensors")
+
+
+def open_writer(experiment: Experiment, run: Path) -> Any:
+    """What captions and answers, on this rank's device: ``benchmarks.release``, or the run's own model."""
+    if experiment.benchmarks.release is not None:
+        return _release(experiment, experiment.benchmarks.batch)
+    writer = writer_of(Workspace(experiment, run))
+    writer.batch = experiment.benchmarks.batch
+    return writer.to(device_of_rank())
+
+
+def open_artist(experiment: Experiment, run: Path) -> LaVIT:
+    """What draws, on this rank's device: ``benchmarks.release``, or the run's own system."""
+    if experiment.benchmarks.release is not None:
+        return _release(experiment, experiment.evaluation.batch)
+    return LaVIT.from_run(Workspace(experiment, run)).to(device_of_rank())
+
+
+def _release(experiment: Experiment, batch: int) -> LaVIT:
+    return LaVIT.from_pretrained(experiment.benchmarks.release, device_of_rank(), batch=batch)
+
+
+def writer_digests(experiment: Experiment, run: Path) -> dict[str, str]:
+    """sha256 of every file of weights that captions and answers depend on, by its path in the release or the run."""
+    if experiment.benchmarks.release is not None:
+        return _release_digests(experiment)
+    if experiment.pyramid is not None:
+        return {name: file_digest(run / name) for name in ("pyramid/pyramid.safetensors", "words/words.json")}
+    tokenizer = "tokenizer/tokenizer.safetensors"  # visual words have none of their own
+    names = (*WRITES, tokenizer) if (run / tokenizer).is_file() else WRITES
+    return {name: file_digest(run / name) for name in names}
+
+
+def artist_digests(experiment: Experiment, run: Path) -> dict[str, str]:
+    """sha256 of every file of weights that a drawing depends on."""
+    if experiment.benchmarks.release is not None:
+        return _release_digests(experiment)
+    vae = experiment.decoder.model.latents.vae
+    folder = Path(vae.folder) if vae and vae.folder else run / "autoencoder" / "vae"
+    return weights_digests(folder) | {name: file_digest(run / name) for name in DRAWS}
+
+
+def _release_digests(experiment: Experiment) -> dict[str, str]:
+    return dict(read_config(Path(experiment.benchmarks.release)).files)
+
+
+def weights_digests(folder: str | Path) -> dict[str, str]:
+    """sha256 of the files of weights in a folder, by their names."""
+    files = [path for path in sorted(Path(folder).glob("*")) if path.suffix in (".safetensors", ".bin")]
+    return {path.name: file_digest(path) for path in files}
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of what JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
