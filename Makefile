@@ -132,7 +132,7 @@ checks: setup
 	@$(RUN) -m eval.checks $(CONFIG) $(ARGS)
 
 compare: setup
-	@$(RUN) -m eval.compare $(if $(RUNS),$(RUNS),$(wildcard configs/*/demo.yaml))
+	@$(RUN) -m eval.compare $(if $(RUNS),$(RUNS),$(foreach system,lavit teal visual_words spae,configs/$(system)/demo.yaml))
 
 report: setup
 	@$(RUN) -m eval.report $(CONFIG) $(ARGS)

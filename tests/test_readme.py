@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import shutil
 from pathlib import Path
 
@@ -137,3 +138,11 @@ def test_row_of_results():
     figure = Figure("caption", "cider", "CIDEr", {"shuffled": "cider_shuffled", "constant": "none"})
     results = {"caption": {"cider": {"mean": 0.26123}, "cider_shuffled": {"mean": 0.02}}}
     assert row_of(figure, results) == "| CIDEr | `caption.cider` | **0.261** | shuffled 0.020 |"
+
+
+def test_compare_takes_the_four_systems():
+    told = subprocess.run(["make", "-n", "compare"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = (line for line in told.splitlines() if "eval.compare" in line)
+    assert line.split("eval.compare ")[1].split() == [
+        f"configs/{system}/demo.yaml" for system in ("lavit", "teal", "visual_words", "spae")
+    ]
