@@ -70,17 +70,19 @@ eval-tokenizer: setup
 # With SET and DATA a standard set, as its owner distributes it; without, the run's own held-out pictures.
 eval-caption eval-vqa: setup
 ifneq ($(SET),)
-	@$(LAUNCH) eval.benchmark $(LAUNCHED) benchmarks.data={$(SET):$(DATA)}
+	$(if $(DATA),,$(error give DATA, the folder that $(SET) was unpacked into))
+	@$(LAUNCH) eval.benchmark $(LAUNCHED) 'benchmarks.data.$(SET)=$(DATA)' 'benchmarks.sets=[$(SET)]'
 else
 	@$(RUN) -m eval.$(@:eval-%=%) $(CONFIG) $(ARGS)
 endif
 
+# Whatever fails, the table has the rest; the status is that of the last that failed.
 eval: setup
-	@$(RUN) -m eval.held_out $(CONFIG) $(ARGS)
-	@$(LAUNCH) eval.benchmark $(LAUNCHED)
-	@$(LAUNCH) eval.fid $(LAUNCHED)
-	@$(LAUNCH) eval.geneval $(LAUNCHED)
-	@$(RUN) -m eval.tables $(CONFIG) $(ARGS)
+	@status=0; \
+	$(RUN) -m eval.held_out $(CONFIG) $(ARGS) || status=$$?; \
+	for part in benchmark fid geneval; do $(LAUNCH) eval.$$part $(LAUNCHED) || status=$$?; done; \
+	$(RUN) -m eval.tables $(CONFIG) $(ARGS) || status=$$?; \
+	exit $$status
 
 eval-reconstruction: setup
 	@$(RUN) -m eval.reconstruct $(CONFIG) $(ARGS)

@@ -1,6 +1,6 @@
 """Captions and answers on standard sets: ``make eval-caption SET=nocaps DATA=FOLDER``, ``make eval-vqa SET=gqa …``.
 
-``run/eval/benchmarks/SET-SPLIT/DIGEST`` is of one setting, all of it: model, prompts, decoding, items. Every rank
+``run/benchmarks/SET-SPLIT/DIGEST`` is of one setting, all of it: model, prompts, decoding, items. Every rank
 appends what it wrote to a file of its own, so that what was cut goes on, with as many ranks as there are now. At the
 end stand there ``figures.json`` and ``submission.json``, in the form that the set's owner takes.
 """
@@ -19,16 +19,19 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.models import digest_of, open_writer, writer_digests
+from eval.models import digest_of, open_writer, writer_digests, writer_precision
 from eval.scoring import score
 from lavit.arguments import batches
 from lavit.benchmarks.items import Benchmark, Item
 from lavit.benchmarks.protocol import BenchmarksConfig
 from lavit.benchmarks.sets import SETS, read_benchmark, write_submission
+from lavit.config import to_yaml
+from lavit.data.documents import QUESTION, Document
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
+from lavit.generation.cache import check_prompts
 from lavit.launch import rank_and_world
-from lavit.runs import FolderLock, Progress, environment, is_done, mark_done, stage_clock, write_json
+from lavit.runs import FolderLock, Progress, environment, is_done, mark_done, read_json, stage_clock, write_json
 from lavit.tokens import Picture
 
 UNANSWERABLE = "unanswerable"
@@ -42,11 +45,16 @@ def main(experiment: Experiment, run: Path) -> None:
         print(f"benchmarks.data names no folder of a standard set ({', '.join(SETS)}): none is scored", flush=True)
     writer = functools.cache(lambda: open_writer(experiment, run))
     for name, place in config.data.items():
+        if config.sets and name not in config.sets:
+            continue
         benchmark = limited(read_benchmark(name, place, config.split), config.limit)
         setting = setting_of(benchmark, experiment, run)
         folder = folder_of(run, benchmark, setting)
         folder.mkdir(parents=True, exist_ok=True)
-        if not is_done(folder):
+        if is_done(folder):
+            if rank == 0 and could_be_scored_better(folder):
+                finish(benchmark, written(folder), setting, experiment, folder)
+        else:
             with FolderLock(folder) if rank == 0 else contextlib.nullcontext():
                 with stage_clock(folder) if rank == 0 else contextlib.nullcontext():
                     evaluate(benchmark, setting, writer, experiment, folder)
@@ -55,7 +63,7 @@ def main(experiment: Experiment, run: Path) -> None:
 
 
 def limited(benchmark: Benchmark, limit: int) -> Benchmark:
-    """The first, last and evenly spread items between, ``limit`` of them; 0 leaves all."""
+    """``limit`` items, evenly spread; 0 leaves all."""
     count = len(benchmark.items)
     if not 0 < limit < count:
         return benchmark
@@ -64,21 +72,32 @@ def limited(benchmark: Benchmark, limit: int) -> Benchmark:
 
 def setting_of(benchmark: Benchmark, experiment: Experiment, run: Path) -> dict[str, Any]:
     """All that a result depends on, and nothing of how fast it comes."""
-    config = dataclasses.asdict(experiment.benchmarks)
-    task = {"caption": ("caption", "captions"), "question": ("question", "answerable", "choices", "answers")}
     return {
         "set": benchmark.name,
         "split": benchmark.split,
         "annotations": benchmark.digest,
         "items": digest_of([item.id for item in benchmark.items]),
         "model": writer_digests(experiment, run),
-        "asked": {name: config[name] for name in task[benchmark.task]},
+        "precision": writer_precision(experiment),
+        "asked": asked_how(benchmark, experiment),
         "seed": experiment.seed,
     }
 
 
+def asked_how(benchmark: Benchmark, experiment: Experiment) -> dict[str, Any]:
+    """The prompts and plans that have a part in this set."""
+    config, few = experiment.benchmarks, experiment.pyramid is not None and experiment.benchmarks.release is None
+    asked: dict[str, Any] = {"examples": dataclasses.asdict(experiment.evaluation.in_context)} if few else {}
+    if benchmark.task == "caption":
+        return asked | {"caption": config.caption or "", "captions": dataclasses.asdict(config.captions)}
+    asked |= {"question": config.question or ("{}" if few else QUESTION), "answers": dataclasses.asdict(config.answers)}
+    metric = SETS[benchmark.name].metric
+    asked |= {"choices": config.choices} if metric == "choice" else {}
+    return asked | ({"answerable": config.answerable} if metric == "vizwiz" else {})
+
+
 def folder_of(run: Path, benchmark: Benchmark, setting: dict[str, Any]) -> Path:
-    return run / "eval" / "benchmarks" / f"{benchmark.name}-{benchmark.split}" / digest_of(setting)[:12]
+    return run / "benchmarks" / f"{benchmark.name}-{benchmark.split}" / digest_of(setting)[:12]
 
 
 # ------------------------------------------------------------------------------------------------------- to write
@@ -100,7 +119,7 @@ def evaluate(
         done = len(there)
         for some in batches([group for group in mine if group], experiment.benchmarks.batch):
             lines = list(answered(writer(), some, benchmark, experiment))
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
             done += len(lines)
@@ -136,17 +155,19 @@ def answered(
         texts = writer.write_texts(prompts, config.captions, seeds)
         yield from ({"id": item.id, "text": text} for item, text in zip(items, texts, strict=True))
         return
-    lines = [{"id": item.id} for item in items]
-    chosen = [n for n, item in enumerate(items) if config.choices == "likelihood" and item.about.get("choices")]
+    lines: list[dict[str, Any]] = [{"id": item.id} for item in items]
+    likeliest = config.choices == "likelihood"
+    prompts, cut = questions(writer, items, pictures, config, letters=not likeliest)
+    chosen = [n for n, item in enumerate(items) if likeliest and item.about.get("choices")]
     for n in chosen:
-        prompt = writer.question_prompts([pictures[n]], [asked_text(items[n], letters=False)], config.question)
         choices = [str(choice) for choice in items[n].about["choices"]]
-        lines[n]["text"] = choices[int(writer.text_scores(prompt, choices)[0].argmax())]
+        lines[n]["text"] = choices[int(writer.text_scores([prompts[n]], choices)[0].argmax())]
     free = [n for n in range(len(items)) if "text" not in lines[n]]
-    prompts = questions(writer, [items[n] for n in free], [pictures[n] for n in free], config.question)
-    texts = writer.write_texts(prompts, config.answers, [seeds[n] for n in free])
+    texts = writer.write_texts([prompts[n] for n in free], config.answers, [seeds[n] for n in free])
     for n, text in zip(free, texts, strict=True):
         lines[n]["text"] = text
+    for line, without in zip(lines, cut, strict=True):
+        line |= {"without_hint": True} if without else {}
     if SETS[benchmark.name].metric == "vizwiz" and config.answerable:
         for line, share in zip(lines, answerable(writer, items, pictures, config), strict=True):
             line["answerable"] = share
@@ -154,16 +175,36 @@ def answered(
     yield from lines
 
 
-def questions(writer: Any, items: list[Item], pictures: list[Picture | None], form: str | None) -> list[Any]:
-    return writer.question_prompts(pictures, [asked_text(item, letters=True) for item in items], form)
+def questions(
+    writer: Any, items: list[Item], pictures: list[Picture | None], config: BenchmarksConfig, letters: bool
+) -> tuple[list[Document], list[bool]]:
+    """A prompt for each item, and which of them had to leave out their hint, to fit into what the model reads.
+
+    Raises:
+        ValueError: one that does not fit without it, by its item's id.
+    """
+    prompts, cut = [], []
+    for item, picture in zip(items, pictures, strict=True):
+        for hint in (True, False):
+            text = asked_text(item, letters, hint)
+            (prompt,) = writer.question_prompts([picture], [text], config.question)
+            try:
+                check_prompts(writer.model, [prompt], config.answers.max_tokens)
+                break
+            except ValueError as error:
+                if not (hint and item.about.get("hint")):
+                    raise ValueError(f"item {item.id}: {error}") from None
+        prompts.append(prompt)
+        cut.append(not hint)
+    return prompts, cut
 
 
-def asked_text(item: Item, letters: bool) -> str:
-    """The question, after its context where there is one and, with ``letters``, before its choices."""
-    hint = f"{item.about['hint']} " if item.about.get("hint") else ""
+def asked_text(item: Item, letters: bool, hint: bool = True) -> str:
+    """The question, after its ``hint`` where there is one and, with ``letters``, before its choices."""
+    before = f"{item.about['hint']} " if hint and item.about.get("hint") else ""
     choices = item.about.get("choices") if letters else None
     options = "".join(f" ({letter}) {choice}" for letter, choice in zip(LETTERS, choices or (), strict=False))
-    return f"{hint}{item.question}{options}"
+    return f"{before}{item.question}{options}"
 
 
 def answerable(writer: Any, items: list[Item], pictures: list[Picture | None], config: BenchmarksConfig) -> list[float]:
@@ -181,11 +222,17 @@ def written(folder: Path) -> dict[int | str, dict[str, Any]]:
     """Every line of every rank by its item's id, the first where there are two; a line that was cut is not one."""
     found: dict[int | str, dict[str, Any]] = {}
     for path in sorted(folder.glob("predictions-*.jsonl")):
-        for text in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+        for text in path.read_bytes().split(b"\n"):
+            with contextlib.suppress(ValueError):  # also of a character that was cut
                 line = json.loads(text)
                 found.setdefault(line["id"], line)
     return found
+
+
+def could_be_scored_better(folder: Path) -> bool:
+    """Whether figures are missing for want of a program that may be there by now."""
+    figures = read_json(folder / "figures.json") if (folder / "figures.json").is_file() else {}
+    return bool(figures.get("reasons", {}).keys() - {"score"})
 
 
 def finish(
@@ -203,16 +250,21 @@ def finish(
         "title": about.title,
         "official_n": about.counts.get(benchmark.split),
         "setting": setting,
+        "release": experiment.benchmarks.release,
+        "config": digest_of(to_yaml(experiment)),
         "environment": environment(),
     }
     figures: dict[str, Any] = {}
+    cut = sum("without_hint" in line for line in lines.values())
+    told |= {"without_hint": cut} if cut else {}
     if all(item.references for item in benchmark.items):
         shares = {item.id: lines[item.id].get("answerable") for item in benchmark.items}
         known = None not in shares.values()
         figures = score(benchmark, predictions, experiment.seed, shares if known else None)
     else:
         figures["reasons"] = {"score": "the owner keeps the answers of this split; send in submission.json"}
-    write_submission(benchmark, predictions, folder / "submission.json")
+    whole = len(predictions) == about.counts.get(benchmark.split, len(predictions))
+    write_submission(benchmark, predictions, folder / ("submission.json" if whole else "submission-part.json"))
     samples = [
         {"id": item.id, "question": item.question, "truth": list(item.references), "written": predictions[item.id]}
         for item in limited(benchmark, 50).items

@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    OUT.mkdir(parents=True, exist_ok=True)
     write_json(OUT / "compare.json", rows)
     write_atomic(OUT / "compare.md", markdown(rows))
     print(markdown(rows))

@@ -36,6 +36,7 @@ class Wanted(NamedTuple):
 def drawing_setting(experiment: Experiment, run: Path, config: DrawingConfig) -> dict[str, Any]:
     """All that drawings depend on beside their texts, in plain numbers, and nothing of how fast they come."""
     clip = experiment.evaluation.clip if config.candidates > 1 else None
+    clip = clip if clip and Path(clip).exists() else None
     own = experiment.decoder.model
     painting: dict[str, Any] = {"guidance": config.guidance, "steps": config.steps, "sampler": config.sampler}
     own_model = experiment.benchmarks.release is None

@@ -2,7 +2,8 @@
 
 LaVIT's protocol is 30,000 captions of COCO, of four drawings of each the one that CLIP likes best (arXiv 2309.04669).
 Nothing is fetched: without Inception's weights there is no FID, and without CLIP no CLIP score, and ``figures.json``
-says so. The drawings are in ``run/eval/fid/drawings-DIGEST``, a folder for each way of drawing; what was cut goes on.
+says so. The drawings are in ``run/benchmarks/fid/drawings-DIGEST``, a folder for each way of drawing; what was cut goes
+on.
 """
 
 from __future__ import annotations
@@ -43,8 +44,11 @@ LOT, DRAW = 5, 6  # which of the seeds
 
 def main(experiment: Experiment, run: Path) -> None:
     config, rank = experiment.evaluation.fid or FidConfig(), rank_and_world()[0]
-    folder = stage_folder(run, "eval/fid")
+    folder = stage_folder(run, "benchmarks/fid")
     reasons = missing(config, experiment.evaluation.clip)
+    if experiment.evaluation.fid is None:
+        unset = f"not run: {KEY} is not set"
+        reasons = {"clip_score": unset} | reasons | {"fid": unset}
     if len(reasons) == 2:
         if rank == 0:
             not_run(folder / "figures.json", "FID and CLIP score", reasons)
@@ -78,7 +82,7 @@ def evaluate(experiment: Experiment, run: Path, config: FidConfig, reasons: dict
     setting: dict[str, Any] = {"samples": len(captions), "captions": config.captions or experiment.evaluation.split}
     setting["drawing"] = drawing_setting(experiment, run, config.drawing) | {"texts": digest_of(captions)}
     drawings = folder / f"drawings-{digest_of(setting['drawing'])[:12]}"
-    clip = Clip(experiment.evaluation.clip, "evaluation.clip") if experiment.evaluation.clip else None
+    clip = Clip(experiment.evaluation.clip, "evaluation.clip") if "clip_score" not in reasons else None
     setting["clip"] = weights_digests(experiment.evaluation.clip) if clip else None
     extractor = reference = None
     if "fid" not in reasons and rank == 0:  # before anything is drawn: what is wrong here is found at once

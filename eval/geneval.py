@@ -1,7 +1,7 @@
 """GenEval (arXiv 2310.11513) of drawings: ``make eval-geneval CONFIG=… ARGS="evaluation.geneval={prompts: …}"``.
 
-The drawings of each way of drawing are in ``run/eval/geneval/drawings-DIGEST``, laid out for the official scorer. Where
-``evaluation.geneval.detector`` and ``evaluation.clip`` name folders, they are scored here by the same rules, with
+The drawings of each way of drawing are in ``run/benchmarks/geneval/drawings-DIGEST``, laid out for the official scorer.
+Where ``evaluation.geneval.detector`` and ``evaluation.clip`` name folders, they are scored here by the same rules, with
 results in the official form beside them. A detector other than the official one gives other figures.
 """
 
@@ -40,7 +40,7 @@ Colours = Callable[[Image.Image, str, Sequence[Detection]], Sequence[str]]
 
 def main(experiment: Experiment, run: Path) -> None:
     config, rank = experiment.evaluation.geneval or GenEvalConfig(), rank_and_world()[0]
-    folder = stage_folder(run, "eval/geneval")
+    folder = stage_folder(run, "benchmarks/geneval")
     if config.prompts is None or not Path(config.prompts).is_file():
         if rank == 0:
             why = "is not set" if config.prompts is None else f"names {config.prompts}, which is not there"
@@ -63,9 +63,10 @@ def evaluate(
     setting["drawing"] = drawing_setting(experiment, run, config.drawing) | {"texts": setting["prompts"]}
     drawings = folder / f"drawings-{digest_of(setting['drawing'])[:12]}"
     # What is wrong with the judges is found before anything is drawn.
+    place = place if place and Path(place).exists() else None
     clip = Clip(place, "evaluation.clip") if place else None
     detector = None
-    if config.detector is not None and rank == 0:
+    if config.detector is not None and Path(config.detector).exists() and rank == 0:
         detector = Detector(config.detector, device_of_rank())
         objects = (one for prompt in prompts for key in ("include", "exclude") for one in prompt.get(key, ()))
         detector.check_classes([one["class"] for one in objects])
@@ -89,7 +90,7 @@ def evaluate(
         return
     figures: dict[str, Any] = dict.fromkeys(NAMES)
     if detector is None:
-        reason = f"not run: {KEY}.detector names no folder; the official scorer reads {drawings}"
+        reason = f"not run: {KEY}.detector names no folder that is there; the official scorer reads {drawings}"
         figures["reasons"] = dict.fromkeys(NAMES, reason)
     else:
         colours = ColourJudge(clip, COLOURS) if clip else None
@@ -154,7 +155,9 @@ def figures_of(results: list[dict[str, Any]], prompts: list[dict[str, Any]]) -> 
     reasons = {tag: "no such prompts are in the file" for tag in TAGS if tag not in {r["tag"] for r in results}}
     if blind:
         spoilt = [*blind, "overall", "images_correct", "prompts_correct"]
-        reasons |= dict.fromkeys(spoilt, "not run: colours are judged by CLIP, and evaluation.clip names no folder")
+        reasons |= dict.fromkeys(
+            spoilt, "not run: colours are judged by CLIP, and evaluation.clip names no folder that is there"
+        )
     return found | dict.fromkeys(reasons) | {"reasons": reasons}
 
 

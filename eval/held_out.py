@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.demo import stages_of
-from lavit.config import load_section
+from lavit.config import load_section, read_layers
 from lavit.launch import launch_environment
 from lavit.runs import end_with_parent, is_done
 
@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_with_parent()
     try:
         run = Path(load_section(argv[0], argv[1:], "run", str))
+        if any((layer.get("benchmarks") or {}).get("release") for _, layer in read_layers(argv[0], argv[1:])):
+            print("benchmarks.release is measured: the run's own evaluations are left out", flush=True)
+            return 0
         stages = [stage for stage in stages_of(argv[0], argv[1:]) if stage.name.startswith("eval/")]
         for stage in stages:
             if is_done(run / stage.name):

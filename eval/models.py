@@ -39,6 +39,12 @@ def _release(experiment: Experiment, batch: int) -> LaVIT:
     return LaVIT.from_pretrained(experiment.benchmarks.release, device_of_rank(), batch=batch)
 
 
+def writer_precision(experiment: Experiment) -> str:
+    """In what the language model computes: a release on a GPU in half of it, the rest in full."""
+    on_gpu = device_of_rank().type == "cuda"
+    return "bfloat16" if on_gpu and experiment.benchmarks.release is not None else "float32"
+
+
 def writer_digests(experiment: Experiment, run: Path) -> dict[str, str]:
     """sha256 of every file of weights that captions and answers depend on, by its path in the release or the run."""
     if experiment.benchmarks.release is not None:
@@ -60,7 +66,8 @@ def artist_digests(experiment: Experiment, run: Path) -> dict[str, str]:
 
 
 def _release_digests(experiment: Experiment) -> dict[str, str]:
-    return dict(read_config(Path(experiment.benchmarks.release)).files)
+    folder = Path(experiment.benchmarks.release)
+    return dict(read_config(folder).files) | {"config.yaml": file_digest(folder / "config.yaml")}
 
 
 def weights_digests(folder: str | Path) -> dict[str, str]:

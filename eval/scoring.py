@@ -14,7 +14,7 @@ from lavit.benchmarks.choices import choice_index
 from lavit.benchmarks.items import Benchmark, Item
 from lavit.benchmarks.sets import SETS
 from lavit.metrics.answerability import average_precision, f1_score, resampled_precision
-from lavit.metrics.bootstrap import corpus_interval, drawn_interval, interval
+from lavit.metrics.bootstrap import corpus_interval, drawn_interval
 from lavit.metrics.coco import FIGURES, caption_figures
 from lavit.metrics.lemmas import LEMMATIZER, vqa_accuracy_lemmatised
 from lavit.metrics.vqa import exact_match, plain_match, textvqa_accuracy, vizwiz_accuracy, vqa_accuracy
@@ -38,7 +38,7 @@ def score(
     VizWiz: also ``answerability_ap`` and ``answerability_f1``, that a question has no answer. A group's figures have
     its name after theirs (``cider_in_domain``); a set's groups are those that its owner reports.
 
-    Beside each figure stands ``FIGURE_interval``, [low, high]: 95 % by a bootstrap over the items, seeded by `seed`.
+    Beside each figure stands ``FIGURE_interval``, [low, high]: 95 % by a bootstrap over the pictures, seeded by `seed`.
     One that could not be measured is None, and ``reasons`` says why; ``n`` is the number of items, ``libraries`` has
     the versions of those that were used.
 
@@ -149,12 +149,22 @@ def _answerability(items: Sequence[Item], answerable: Mapping[int | str, float] 
 
 def _means(name: str, values: Sequence[float], items: Sequence[Item], groups: Groups | None, seed: int) -> Figures:
     """The mean and its interval, of all and of each group."""
-    figures: Figures = {name: float(np.mean(values)), f"{name}_interval": list(interval(values, seed))}
+    figures: Figures = {name: float(np.mean(values)), f"{name}_interval": _by_picture(values, items, seed)}
     for group, places in _grouped(items, groups) if groups is not None else ():
         part = [values[n] for n in places]
         figures[f"{name}_{group}"] = float(np.mean(part))
-        figures[f"{name}_{group}_interval"] = list(interval(part, seed))
+        figures[f"{name}_{group}_interval"] = _by_picture(part, [items[n] for n in places], seed)
     return figures
+
+
+def _by_picture(values: Sequence[float], items: Sequence[Item], seed: int) -> list[float]:
+    """The interval of the mean, over pictures that are drawn with all their questions: those are not independent."""
+    sums: dict[Any, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for n, (value, item) in enumerate(zip(values, items, strict=True)):
+        one = sums[n if item.image is None else item.image]
+        one[0] += value
+        one[1] += 1
+    return list(corpus_interval(list(sums.values()), lambda drawn: drawn[:, 0] / drawn[:, 1], seed))
 
 
 def _grouped(items: Sequence[Item], groups: Groups) -> list[tuple[str, list[int]]]:

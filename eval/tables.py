@@ -1,22 +1,28 @@
 """One table of all that was evaluated, with published figures beside it: ``make eval CONFIG=…``.
 
-``run/eval/table.{md,json,html}``. A published figure is one that somebody printed about a model of theirs: it stands
-in a column of its own, under its source, beside what was measured and never in its place.
+``run/benchmarks/table.{md,json,html}``. A published figure is one that somebody printed about a model of theirs: it
+stands in a column of its own, under its source, and only beside a figure of the whole split and of the rule that are
+reported: those of VQAv2, OK-VQA and VizWiz are of an evaluation that lemmatises.
 """
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from eval.figures import EVALUATIONS, metrics_of, table
+from eval.models import writer_digests
 from lavit.benchmarks.published import PUBLISHED
 from lavit.benchmarks.sets import SETS
 from lavit.experiment import Experiment, run_stage
 from lavit.pages.html import render
 from lavit.runs import environment, is_done, read_json, write_atomic, write_json
 
-SHOWN = {"caption": {"cider": "CIDEr"}, "other": {"accuracy": "accuracy"}}
+SHOWN = {"cider": "CIDEr", "accuracy": "accuracy", "accuracy_lemmatised": "accuracy, lemmatised"}
+REPORTED = {"caption": "cider", "vqa": "accuracy_lemmatised", "vizwiz": "accuracy_lemmatised", "gqa": "accuracy"}
+PROTOCOL = 30_000  # captions of COCO, of which published FIDs are
 DRAWN = {
     ("fid", "fid"): "FID",
     ("fid", "fd_inception"): "Fréchet distance over other Inception weights",
@@ -26,9 +32,14 @@ DRAWN = {
 
 
 class Line(NamedTuple):
-    """A measured figure × 100 with its interval, on how many of how many items; ``published`` by system."""
+    """A measured figure × 100 with its interval, on how many of how many items; ``published`` by system.
+
+    ``model`` is a release, or the run's own one, be it that of now or an earlier one; ``setting`` names the folder.
+    """
 
     title: str
+    model: str
+    setting: str
     split: str
     metric: str
     value: float
@@ -59,7 +70,7 @@ class Drawn(NamedTuple):
 
 
 def main(experiment: Experiment, run: Path) -> None:
-    lines, drawn, kept = benchmark_lines(run), drawing_lines(run), unscored(run)
+    lines, drawn, kept = benchmark_lines(experiment, run), drawing_lines(run), unscored(run)
     groups = [name.removeprefix("eval/") for name in EVALUATIONS if is_done(run / name)]
     own = table(metrics_of({name: read_json(run / "eval" / name / "figures.json") for name in groups}, {}))
     missing = [(about.title, about.where) for name, about in SETS.items() if not scored(run, name)]
@@ -79,59 +90,75 @@ def main(experiment: Experiment, run: Path) -> None:
         "tables": own,
         "title": str(run),
     }
-    (run / "eval").mkdir(exist_ok=True)
-    write_json(run / "eval" / "table.json", found)
+    folder = run / "benchmarks"
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "table.json", found)
     text = markdown(lines, drawn, own, missing, kept)
-    write_atomic(run / "eval" / "table.md", text)
-    write_atomic(run / "eval" / "table.html", render(Path(__file__).with_name("table.html.j2"), page))
+    write_atomic(folder / "table.md", text)
+    write_atomic(folder / "table.html", render(Path(__file__).with_name("table.html.j2"), page))
     print(text)
-    print(f"{run / 'eval' / 'table.html'}")
+    print(f"{folder / 'table.html'}")
 
 
-def benchmark_lines(run: Path) -> list[Line]:
-    """A line for every setting with which a standard set was scored."""
+def benchmark_lines(experiment: Experiment, run: Path) -> list[Line]:
+    """Lines for every setting with which a standard set was scored."""
     lines = []
     for path, figures in finished(run):
-        name = figures["setting"]["set"]
-        about = SETS[name]
-        for key, words in SHOWN.get(about.metric, SHOWN["other"]).items():
+        setting = figures["setting"]
+        name, about = setting["set"], SETS[setting["set"]]
+        whole = setting["split"] == about.default and figures["n"] == figures.get("official_n")
+        for key, words in SHOWN.items():
             if figures.get(key) is None:
                 continue
             interval = figures.get(f"{key}_interval")
-            published = {row.system: row.figures[name] for row in PUBLISHED if name in row.figures}
+            reported = whole and REPORTED.get(about.metric) == key
             lines.append(
                 Line(
                     about.title,
-                    figures["setting"]["split"],
+                    model_name(figures, experiment, run),
+                    path.parent.name,
+                    setting["split"],
                     words,
                     100 * figures[key],
                     tuple(100 * end for end in interval) if interval else None,
                     figures["n"],
                     figures.get("official_n"),
-                    published,
+                    {row.system: row.figures[name] for row in PUBLISHED if name in row.figures} if reported else {},
                     path.relative_to(run).as_posix(),
                 )
             )
     return lines
 
 
+def model_name(figures: dict[str, Any], experiment: Experiment, run: Path) -> str:
+    """The release that was scored, or the run's own model: the one of now, or one that has been trained over since."""
+    if figures.get("release"):
+        return figures["release"]
+    own = replace(experiment, benchmarks=replace(experiment.benchmarks, release=None))
+    with contextlib.suppress(ValueError):  # its weights are gone
+        if writer_digests(own, run) == figures["setting"]["model"]:
+            return "the run's"
+    return "the run's, earlier weights"
+
+
 def drawing_lines(run: Path) -> list[Drawn]:
     """FID, CLIP score and GenEval, or why they were not run."""
     lines = []
     for (group, name), title in DRAWN.items():
-        path = run / "eval" / group / "figures.json"
+        path = run / "benchmarks" / group / "figures.json"
         figures = read_json(path) if path.is_file() else {}
         why = figures.get("reasons", {}).get(name, "")
         published = {row.system: row.figures["coco_fid"] for row in PUBLISHED if "coco_fid" in row.figures}
         if figures.get(name) is not None or why:
-            known = published if name == "fid" else {}
+            of_coco = figures.get("setting", {}).get("captions") not in (None, "test", "validation", "train")
+            known = published if name == "fid" and of_coco and figures.get("n") == PROTOCOL else {}
             lines.append(Drawn(title, figures.get(name), why, figures.get("n"), known))
     return lines
 
 
 def finished(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The figures of every set and setting that is done, in the order of the sets."""
-    paths = sorted((run / "eval" / "benchmarks").glob("*/*/figures.json"))
+    paths = sorted((run / "benchmarks").glob("*/*/figures.json"))
     found = [(path, read_json(path)) for path in paths if is_done(path.parent)]
     order = list(SETS)
     return sorted(found, key=lambda pair: order.index(pair[1]["setting"]["set"]))
@@ -142,11 +169,11 @@ def scored(run: Path, name: str) -> bool:
 
 
 def unscored(run: Path) -> list[str]:
-    """Submissions for splits whose owner keeps the answers."""
+    """Submissions of whole splits whose owner keeps the answers."""
     return [
         path.with_name("submission.json").relative_to(run).as_posix()
         for path, figures in finished(run)
-        if "score" in figures.get("reasons", {})
+        if "score" in figures.get("reasons", {}) and figures["n"] == figures["official_n"]
     ]
 
 
@@ -158,10 +185,14 @@ def markdown(
     out = ["## Standard sets", ""]
     if lines:
         heads = " | ".join(f"{name} (published)" for name in systems)
-        out += [f"| set | split | figure | measured here [95 %] | items | {heads} |", "|---" * (5 + len(systems)) + "|"]
+        out += [
+            f"| set | split | model | figure | measured here [95 %] | items | {heads} |",
+            "|---" * (6 + len(systems)) + "|",
+        ]
         for line in lines:
             others = " | ".join(f"{line.published[name]:.1f}" if name in line.published else "" for name in systems)
-            out.append(f"| {line.title} | {line.split} | {line.metric} | {line.ours} | {line.items} | {others} |")
+            cells = (line.title, line.split, line.model, line.metric, line.ours, line.items, others)
+            out.append(f"| {' | '.join(cells)} |")
         out += ["", "Figures are × 100. Published ones are quoted, of other models, and were not measured here."]
     if missing:
         out += ["", "Not run, for want of data: " + "; ".join(f"{title} ({where})" for title, where in missing) + "."]
@@ -177,7 +208,7 @@ def markdown(
             out.append(f"| {line.title} | {value} | {line.n or ''} | {others} |")
         out += [
             "",
-            "Published FIDs are of 30,000 captions of COCO; a figure of other captions has nothing to do with them.",
+            "Published FIDs are of 30,000 captions of COCO, and are shown beside such a figure alone.",
         ]
     for title, rows in own.items():
         out += ["", f"## {title}, own held-out data", "", "| figure | measured | baselines |", "|---|---|---|"]

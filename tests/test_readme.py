@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from eval.figures import TABLE, Figure
 from lavit.data.assets import ASSETS
-from lavit.experiment import load_experiment
+from lavit.experiment import Experiment, load_experiment
 from lavit.pages.html import number
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +139,33 @@ def test_row_of_results():
     figure = Figure("caption", "cider", "CIDEr", {"shuffled": "cider_shuffled", "constant": "none"})
     results = {"caption": {"cider": {"mean": 0.26123}, "cider_shuffled": {"mean": 0.02}}}
     assert row_of(figure, results) == "| CIDEr | `caption.cider` | **0.261** | shuffled 0.020 |"
+
+
+def loaded(*make: str) -> Experiment:
+    """The experiment that a make target's benchmark gets, through make, the shell and the launcher's arguments."""
+    told = subprocess.run(["make", "-n", *make], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = (line for line in told.splitlines() if "eval.benchmark" in line or "eval.fid" in line)
+    config, *overrides = shlex.split(line)[shlex.split(line).index("--") + 1 :]
+    return load_experiment(ROOT / config, overrides)
+
+
+def test_a_standard_set_s_arguments_arrive():
+    config = loaded("eval-caption", "SET=nocaps", "DATA=/data/no caps").benchmarks
+    assert config.data == {"nocaps": "/data/no caps"} and config.sets == ["nocaps"]
+    fid = loaded("eval-fid", "ARGS=evaluation.fid.weights=a.pth evaluation.fid.reference=b").evaluation.fid
+    assert (fid.weights, fid.reference) == ("a.pth", "b")
+    said = subprocess.run(["make", "-n", "eval-vqa", "SET=gqa"], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode and "give DATA, the folder that gqa was unpacked into" in said.stderr
+    with pytest.raises(ValueError, match="gqa has no folder in benchmarks.data"):
+        load_experiment(ROOT / "configs/lavit/demo.yaml", ["benchmarks.sets=[gqa]"])
+
+
+def test_arguments_that_are_told_are_settings():
+    told = re.findall(r'ARGS="([^"]*)"', README.replace("\\\n", " "))
+    assert len(told) > 5
+    for line in told:
+        for argument in shlex.split(line):
+            assert re.fullmatch(r"[\w.]+=\S+", argument), line
 
 
 def test_compare_takes_the_four_systems():

@@ -1,4 +1,9 @@
-"""How a model is asked on standard sets. What is left as it is here is LaVIT's protocol (arXiv 2309.04669)."""
+"""How a model is asked on standard sets.
+
+What is left as it is here is LaVIT's protocol (arXiv 2309.04669) as far as beams, lengths and the forms of prompts are
+concerned. Whether a question can be answered is asked in words of our own, and answers are scored as they were written:
+the paper's evaluation cuts and cleans them first, so that its figures are of a milder rule.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,9 @@ class BenchmarksConfig:
 
     Attributes:
         data: the folder of each set that is there, by the set's name, as its owner distributes it.
+        sets: those of them that are scored; by default all.
         split: of all of them; by default the one that is reported of each set.
-        limit: the first so many items, evenly spread; 0 takes all.
+        limit: so many items, evenly spread over the split; 0 takes all.
         release: the folder of a release that is measured in place of the run's own model; by FID and GenEval too.
         batch: pictures that are looked at, and prompts that are gone on with, at a time.
         caption: text that a caption goes on from, after the picture; LaVIT has none.
@@ -27,6 +33,7 @@ class BenchmarksConfig:
     """
 
     data: dict[str, str] = field(default_factory=dict)
+    sets: list[str] = field(default_factory=list)
     split: str | None = None
     limit: int = 0
     release: str | None = None
@@ -53,6 +60,8 @@ def check_benchmarks(config: BenchmarksConfig) -> None:
         form = getattr(config, name)
         if form and form.count("{}") != 1:
             raise ValueError(f"benchmarks.{name} is {form!r}; write {{}} once, where the question goes")
+    if strange := [name for name in config.sets if not config.data.get(name)]:
+        raise ValueError(f"benchmarks.sets: {strange[0]} has no folder in benchmarks.data; give its DATA")
     if config.choices not in ("likelihood", "letters"):
         raise ValueError(f"benchmarks.choices is {config.choices!r}; choose likelihood or letters")
     if config.limit < 0:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from eval import benchmark
 from eval.scoring import score
-from lavit.benchmarks.items import Benchmark
+from lavit.benchmarks.items import Benchmark, Item
 from lavit.data.images import ImageError
 from lavit.experiment import Experiment, load_experiment
 from lavit.runs import read_json
@@ -61,9 +61,9 @@ def experiment_of(run: Path, name: str, folder: Path, *settings: str) -> Experim
 
 def scored(run: Path, name: str, folder: Path, *settings: str) -> dict:
     """The figures of a set, with the folder that they are in."""
-    before = set(run.glob("eval/benchmarks/*/*/figures.json"))
+    before = set(run.glob("benchmarks/*/*/figures.json"))
     benchmark.main(experiment_of(run, name, folder, *settings), run)
-    (path,) = set(run.glob("eval/benchmarks/*/*/figures.json")) - before
+    (path,) = set(run.glob("benchmarks/*/*/figures.json")) - before
     return read_json(path) | {"folder": path.parent}
 
 
@@ -73,7 +73,7 @@ def test_captions_are_written_scored_and_ready_to_be_sent_in(writer, tmp_path, m
     assert figures["n"] == 3 and figures["official_n"] == 4500
     assert figures["cider"] >= 0 and len(figures["cider_interval"]) == 2
     assert figures["setting"]["asked"]["captions"]["beams"] == 2 and figures["environment"]["versions"]["torch"]
-    sent = json.loads((figures["folder"] / "submission.json").read_text())
+    sent = json.loads((figures["folder"] / "submission-part.json").read_text())
     assert [line["image_id"] for line in sent] == [0, 1, 7]
     assert [line["written"] for line in figures["samples"]] == [line["caption"] for line in sent]
     alone = writer.caption(str(writer.shown[1]), experiment_of(tmp_path, "nocaps", tmp_path).benchmarks.captions)
@@ -87,17 +87,45 @@ def test_what_was_cut_goes_on_and_ends_as_one_that_was_not(writer, tmp_path):
     writer.fail_at = 2
     with pytest.raises(KeyboardInterrupt):
         scored(tmp_path / "cut", "nocaps", folder, "benchmarks.batch=1")
-    (lines,) = (tmp_path / "cut").glob("eval/benchmarks/*/*/predictions-0.jsonl")
+    (lines,) = (tmp_path / "cut").glob("benchmarks/*/*/predictions-0.jsonl")
     assert len(lines.read_text().splitlines()) == 2
-    lines.write_text(lines.read_text()[:-9])  # and the machine went down within the second line
+    lines.write_bytes(lines.read_bytes()[:-9] + "д".encode()[:1])  # the machine went down within a line and a letter
     writer.shown.clear()
     writer.fail_at = None
     cut = scored(tmp_path / "cut", "nocaps", folder, "benchmarks.batch=1")
     assert len(writer.shown) == 2, "the first is not asked again, the second is"
-    ours, theirs = ((f["folder"] / "submission.json").read_bytes() for f in (cut, whole))
+    ours, theirs = ((f["folder"] / "submission-part.json").read_bytes() for f in (cut, whole))
     assert ours == theirs and cut["words"] == whole["words"]
     benchmark.main(experiment_of(tmp_path / "cut", "nocaps", folder, "benchmarks.batch=1"), tmp_path / "cut")
     assert len(writer.shown) == 2, "what is done is not done again"
+
+
+def test_texts_with_any_line_ends_and_in_any_script_are_kept(writer, tmp_path, monkeypatch):
+    odd = ["a\u2028b\u0085c", "да\n", ""]
+    monkeypatch.setattr(type(writer), "write_texts", lambda its, prompts, plan, seeds: odd[: len(prompts)])
+    figures = scored(tmp_path / "run", "nocaps", pictured(official.nocaps(tmp_path / "set")))
+    assert [line["written"] for line in figures["samples"]] == odd
+
+
+def test_a_hint_that_is_too_long_is_left_out_and_counted(writer, tmp_path):
+    folder = pictured(official.scienceqa(tmp_path / "set"))
+    problems = json.loads((folder / "problems.json").read_text())
+    for problem in problems.values():
+        problem["hint"] = "a cat " * 200
+    (folder / "problems.json").write_text(json.dumps(problems))
+    figures = scored(tmp_path / "run", "scienceqa", folder, "benchmarks.choices=letters")
+    assert figures["without_hint"] == figures["n"]
+
+
+def test_what_a_missing_program_left_out_is_measured_when_it_is_there(writer, tmp_path, monkeypatch):
+    folder, run = pictured(official.nocaps(tmp_path / "set")), tmp_path / "run"
+    monkeypatch.setattr(benchmark, "score", lambda *given: {"spice": None, "reasons": {"spice": "no CoreNLP"}})
+    assert scored(run, "nocaps", folder)["spice"] is None
+    monkeypatch.setattr(benchmark, "score", lambda *given: {"spice": 0.2})
+    seen = len(writer.shown)
+    benchmark.main(experiment_of(run, "nocaps", folder), run)
+    (path,) = run.glob("benchmarks/*/*/figures.json")
+    assert read_json(path)["spice"] == 0.2 and len(writer.shown) == seen
 
 
 def test_ranks_share_the_pictures_and_another_number_of_them_goes_on(writer, tmp_path, monkeypatch):
@@ -109,16 +137,18 @@ def test_ranks_share_the_pictures_and_another_number_of_them_goes_on(writer, tmp
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         benchmark.main(experiment, run)
-    (made,) = run.glob("eval/benchmarks/*/*")
+    (made,) = run.glob("benchmarks/*/*")
     assert [len((made / f"predictions-{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)] == [2, 1]
-    assert (made / "submission.json").read_bytes() == (whole["folder"] / "submission.json").read_bytes()
+    assert (made / "submission-part.json").read_bytes() == (whole["folder"] / "submission-part.json").read_bytes()
 
 
 def test_a_setting_has_its_own_folder_and_speed_is_none(writer, tmp_path):
     folder, run = pictured(official.nocaps(tmp_path / "set")), tmp_path / "run"
     first = scored(run, "nocaps", folder)
     benchmark.main(experiment_of(run, "nocaps", folder, "benchmarks.batch=3"), run)
-    assert len(list(run.glob("eval/benchmarks/*/*"))) == 1
+    assert len(list(run.glob("benchmarks/*/*"))) == 1
+    benchmark.main(experiment_of(run, "nocaps", folder, "benchmarks.choices=letters"), run)
+    assert len(list(run.glob("benchmarks/*/*"))) == 1, "what captions have no part in"
     for setting in ("benchmarks.caption=a photo of", "benchmarks.captions.beams=1", "benchmarks.limit=2", "seed=1"):
         other = scored(run, "nocaps", folder, setting)
         assert other["setting"] != first["setting"], setting
@@ -131,6 +161,12 @@ def test_choices_by_likelihood_and_by_letter(writer, tmp_path):
         assert figures["n"] == len(figures["samples"]) > 0
         if way == "likelihood":
             assert all(line["written"] for line in figures["samples"]), "one of the choices, whatever it is"
+
+
+def test_choices_are_shown_with_letters_where_one_is_to_be_written():
+    item = Item("1", None, "Which?", ("b",), {"choices": ("a", "b"), "hint": "Look."})
+    assert benchmark.asked_text(item, letters=True) == "Look. Which? (A) a (B) b"
+    assert benchmark.asked_text(item, letters=False, hint=False) == "Which?"
 
 
 def test_what_cannot_be_answered_is_asked_for_first(writer, tmp_path, monkeypatch):
@@ -147,7 +183,7 @@ def test_a_picture_that_is_none_is_named_and_what_was_written_stays(writer, tmp_
     (folder / "val" / "00394f0c39e3c18b.jpg").write_text("no picture")
     with pytest.raises(ImageError, match="00394f0c39e3c18b.jpg"):
         scored(tmp_path / "run", "nocaps", folder, "benchmarks.batch=1")
-    (lines,) = (tmp_path / "run").glob("eval/benchmarks/*/*/predictions-0.jsonl")
+    (lines,) = (tmp_path / "run").glob("benchmarks/*/*/predictions-0.jsonl")
     assert len(lines.read_text().splitlines()) == 2
 
 
@@ -155,7 +191,7 @@ def test_a_split_whose_answers_are_kept_is_written_and_not_scored(writer, tmp_pa
     folder = pictured(official.nocaps(tmp_path / "set"))
     figures = scored(tmp_path / "run", "nocaps", folder, "benchmarks.split=test")
     assert "words" not in figures and "owner keeps" in figures["reasons"]["score"]
-    assert (figures["folder"] / "submission.json").is_file()
+    assert (figures["folder"] / "submission-part.json").is_file()
 
 
 @pytest.mark.parametrize(

@@ -83,13 +83,14 @@ def run(place, *settings):
     given = [f"evaluation.fid.{name}={place / path}" for name, path in
              (("weights", "weights.pth"), ("reference", "reference"), ("captions", "captions.jsonl"))]  # fmt: skip
     run_stage(fid.main, None, [TOY, f"run={place / 'run'}", *given, "evaluation.fid.samples=6", *settings])
-    return json.loads((place / "run" / "eval" / "fid" / "figures.json").read_text())
+    return json.loads((place / "run" / "benchmarks" / "fid" / "figures.json").read_text())
 
 
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
-        ([], "evaluation.fid.weights is not set"),
+        ([], "evaluation.fid is not set"),
+        (["evaluation.fid.samples=4"], "evaluation.fid.weights is not set"),
         (["evaluation.fid.weights=nowhere.pth"], "evaluation.fid.weights names nowhere.pth, which is not there"),
     ],
 )
@@ -97,14 +98,14 @@ def test_without_weights_there_are_no_figures_but_reasons(tmp_path, capsys, sett
     run_stage(fid.main, None, [TOY, f"run={tmp_path / 'run'}", *settings])
     said = capsys.readouterr().out
     assert said == f"FID and CLIP score: not run: {why}\n"
-    figures = json.loads((tmp_path / "run" / "eval" / "fid" / "figures.json").read_text())
+    figures = json.loads((tmp_path / "run" / "benchmarks" / "fid" / "figures.json").read_text())
     reasons = {"fid": f"not run: {why}", "clip_score": "not run: evaluation.clip is not set"}
     assert figures == {"fid": None, "clip_score": None, "reasons": reasons}
 
 
 def test_the_distance_is_that_of_the_drawings_and_what_is_there_is_not_drawn_again(place, artist, stand_in, capsys):
     figures = run(place)
-    folder = place / "run" / "eval" / "fid"
+    folder = place / "run" / "benchmarks" / "fid"
     files = sorted(folder.glob("drawings-*/*.png"))
     assert artist == CAPTIONS and [path.name for path in files] == [f"{n:06}.png" for n in range(6)]
     extractor = MeanColours("", "")
@@ -139,7 +140,7 @@ def test_statistics_of_a_file_and_weights_that_are_not_the_official_ones(place, 
     found = run(place, f"evaluation.fid.reference={place / 'reference.npz'}")
     assert found["setting"]["fid"]["reference_n"] is None and found["fid"] > 0
     monkeypatch.setattr(MeanColours, "official", False)
-    (place / "run" / "eval" / "fid" / "figures.json").unlink()
+    (place / "run" / "benchmarks" / "fid" / "figures.json").unlink()
     other = run(place, f"evaluation.fid.reference={place / 'reference.npz'}")
     assert other["fid"] is None and other["fd_inception"] == pytest.approx(found["fid"])
     assert "and not with 6726825d" in other["reasons"]["fid"]
@@ -182,7 +183,7 @@ def test_ranks_share_the_drawings(place, artist, stand_in, monkeypatch):
     config = [f"evaluation.fid.{name}={place / path}" for name, path in
               (("weights", "weights.pth"), ("reference", "reference"), ("captions", "captions.jsonl"))]  # fmt: skip
     run_stage(fid.main, None, [TOY, f"run={place / 'run'}", *config, "evaluation.fid.samples=6"])
-    assert artist == CAPTIONS[1::2] and not (place / "run" / "eval" / "fid" / "figures.json").exists()
+    assert artist == CAPTIONS[1::2] and not (place / "run" / "benchmarks" / "fid" / "figures.json").exists()
     monkeypatch.setenv("RANK", "0")
     artist.clear()
     assert run(place)["n"] == 6 and artist == CAPTIONS[::2]
@@ -199,11 +200,11 @@ def test_the_whole_of_inception_with_random_weights(place, artist, monkeypatch, 
     figures = run(place, f"evaluation.fid.resize={resize}")
     assert figures["fid"] is None and figures["fd_inception"] > 0
     extractor = Inception(str(place / "weights.pth"), resize)
-    files = sorted((place / "run" / "eval" / "fid").glob("drawings-*/*.png"))
+    files = sorted((place / "run" / "benchmarks" / "fid").glob("drawings-*/*.png"))
     two = [extractor.of_files(paths, 4) for paths in (files, sorted((place / "reference").iterdir()))]
     assert figures["fd_inception"] == pytest.approx(frechet_distance(*two), rel=1e-4)
-    kept = next((place / "run" / "eval" / "fid").glob("reference-*.npz"))
-    (place / "run" / "eval" / "fid" / "figures.json").unlink()
+    kept = next((place / "run" / "benchmarks" / "fid").glob("reference-*.npz"))
+    (place / "run" / "benchmarks" / "fid" / "figures.json").unlink()
     again = run(place, f"evaluation.fid.resize={resize}", f"evaluation.fid.reference={kept}")
     assert again["fd_inception"] == pytest.approx(figures["fd_inception"], rel=1e-6), "its own file of statistics"
 

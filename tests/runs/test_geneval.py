@@ -57,13 +57,13 @@ def place(tmp_path, system, monkeypatch):
 def run(place, *settings):
     given = [f"evaluation.geneval.prompts={place / 'metadata.jsonl'}", "evaluation.geneval.samples=2"]
     run_stage(geneval.main, None, [TOY, f"run={place / 'run'}", *given, *settings])
-    return json.loads((place / "run" / "eval" / "geneval" / "figures.json").read_text())
+    return json.loads((place / "run" / "benchmarks" / "geneval" / "figures.json").read_text())
 
 
 def test_without_prompts_there_are_no_figures_but_reasons(tmp_path, capsys):
     run_stage(geneval.main, None, [TOY, f"run={tmp_path / 'run'}"])
     assert capsys.readouterr().out == "GenEval: not run: evaluation.geneval.prompts is not set\n"
-    figures = json.loads((tmp_path / "run" / "eval" / "geneval" / "figures.json").read_text())
+    figures = json.loads((tmp_path / "run" / "benchmarks" / "geneval" / "figures.json").read_text())
     assert figures["overall"] is None and figures["reasons"]["overall"].startswith(
         "not run: evaluation.geneval.prompts"
     )
@@ -72,7 +72,7 @@ def test_without_prompts_there_are_no_figures_but_reasons(tmp_path, capsys):
 def test_drawings_are_laid_out_for_the_official_scorer_and_drawn_once(place):
     place, asked = place
     figures = run(place)
-    (folder,) = (place / "run" / "eval" / "geneval").glob("drawings-*")
+    (folder,) = (place / "run" / "benchmarks" / "geneval").glob("drawings-*")
     assert [json.loads((folder / f"0000{n}" / "metadata.jsonl").read_text()) for n in range(3)] == PROMPTS
     files = sorted(folder.glob("*/samples/*"))
     assert [path.name for path in files] == ["0000.png", "0001.png"] * 3
@@ -84,7 +84,7 @@ def test_drawings_are_laid_out_for_the_official_scorer_and_drawn_once(place):
     run(place)
     assert asked == [], "nothing is left to do"
     files[3].unlink()
-    (place / "run" / "eval" / "geneval" / "figures.json").unlink()
+    (place / "run" / "benchmarks" / "geneval" / "figures.json").unlink()
     run(place)
     assert asked == [PROMPTS[1]["prompt"]] and files[3].read_bytes() == before
 
@@ -93,7 +93,7 @@ def test_scores_by_the_official_rules(place, monkeypatch):
     place, asked = place
     blind = run(place, f"evaluation.geneval.detector={place / 'detector'}")
     assert blind["single_object"] == blind["counting"] == 1, "the unsure cat is not counted"
-    assert blind["colors"] is None and blind["overall"] is None and blind["reasons"]["colors"].endswith("no folder")
+    assert blind["colors"] is None and blind["overall"] is None and blind["reasons"]["colors"].endswith("that is there")
     assert blind["reasons"]["position"] == "no such prompts are in the file"
     answers = iter(["red", "blue"])
     monkeypatch.setattr(geneval, "ColourJudge", lambda clip, colours: lambda picture, name, objects: [next(answers)])
@@ -102,7 +102,7 @@ def test_scores_by_the_official_rules(place, monkeypatch):
     found = run(place, f"evaluation.geneval.detector={place / 'detector'}", f"evaluation.clip={clip}")
     assert asked == [] and found["colors"] == 0.5 and found["overall"] == pytest.approx(2.5 / 3)
     assert found["images_correct"] == pytest.approx(5 / 6) and found["prompts_correct"] == 1
-    lines = (place / "run" / "eval" / "geneval" / "results.jsonl").read_text().splitlines()
+    lines = (place / "run" / "benchmarks" / "geneval" / "results.jsonl").read_text().splitlines()
     results = [json.loads(line) for line in lines]
     assert [result["correct"] for result in results] == [True] * 5 + [False]
     assert results[5]["reason"] == "cat is blue and not red" and json.loads(results[5]["metadata"]) == PROMPTS[2]

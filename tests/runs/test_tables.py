@@ -15,44 +15,61 @@ TOY = Path(__file__).parents[2] / "configs" / "lavit" / "toy.yaml"
 
 
 def put(run: Path, place: str, figures: dict) -> None:
-    (run / "eval" / place).mkdir(parents=True)
-    write_json(run / "eval" / place / "figures.json", figures)
-    mark_done(run / "eval" / place)
+    (run / place).mkdir(parents=True)
+    write_json(run / place / "figures.json", figures)
+    mark_done(run / place)
 
 
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run with figures of two sets, a split whose answers are kept, its own questions and no FID."""
-    setting = {"set": "nocaps", "split": "val"}
-    put(tmp_path, "benchmarks/nocaps-val/aa", {"cider": 1.2, "cider_interval": [1.1, 1.3], "n": 10, "official_n": 4500,
-                                               "setting": setting})  # fmt: skip
-    put(tmp_path, "benchmarks/gqa-testdev/bb", {"accuracy": 0.4, "n": 5, "official_n": 5,
-                                                "setting": {"set": "gqa", "split": "testdev"}})  # fmt: skip
-    put(tmp_path, "benchmarks/nocaps-test/cc", {"n": 3, "official_n": 10600, "reasons": {"score": "kept"},
+    setting = {"set": "nocaps", "split": "val", "model": {}}
+    cider = {"cider": 1.2, "cider_interval": [1.1, 1.3]}
+    put(tmp_path, "benchmarks/nocaps-val/aa", cider | {"n": 4500, "official_n": 4500, "setting": setting})
+    put(tmp_path, "benchmarks/gqa-testdev/bb", {"accuracy": 0.4, "n": 5, "official_n": 50, "release": "mine",
+                                                "setting": setting | {"set": "gqa", "split": "testdev"}})  # fmt: skip
+    put(tmp_path, "benchmarks/nocaps-test/cc", {"n": 10600, "official_n": 10600, "reasons": {"score": "kept"},
                                                 "setting": setting | {"split": "test"}})  # fmt: skip
-    put(tmp_path, "vqa", {"accuracy": 0.5, "question_only": 0.6, "majority": 0.4, "n": 4})
-    put(tmp_path, "fid", {"fid": None, "clip_score": 21.5, "n": 8, "reasons": {"fid": "not run: no weights"}})
+    put(tmp_path, "eval/vqa", {"accuracy": 0.5, "question_only": 0.6, "majority": 0.4, "n": 4})
+    put(
+        tmp_path, "benchmarks/fid", {"fid": None, "clip_score": 21.5, "n": 8, "reasons": {"fid": "not run: no weights"}}
+    )
     return tmp_path
 
 
 def test_published_figures_stand_in_columns_of_their_own(run):
     tables.main(load_experiment(TOY, [f"run={run}"]), run)
-    text = (run / "eval" / "table.md").read_text()
+    text = (run / "benchmarks" / "table.md").read_text()
     head, line = (row for row in text.splitlines() if row.startswith(("| set ", "| NoCaps | val")))
     names, cells = ([cell.strip() for cell in row.strip("|").split("|")] for row in (head, line))
     row = dict(zip(names, cells, strict=True))
-    assert row["measured here [95 %]"] == "120.0 [110.0, 130.0]" and row["items"] == "10 of 4,500"
+    assert (
+        row["measured here [95 %]"] == "120.0 [110.0, 130.0]"
+        and row["items"] == "4,500"
+        and row["model"] == "the run's, earlier weights"
+    )
     assert row["LaVIT, LLaMA-7B (published)"] == "114.2" and row["Emu-13B (published)"] == ""
-    assert all("published" in name for name in names[5:])
-    page = (run / "eval" / "table.html").read_text()
+    assert all("published" in name for name in names[6:])
+    page = (run / "benchmarks" / "table.html").read_text()
     assert "120.0 [110.0, 130.0]" in page and "<small>published, arXiv 2309.04669</small>" in page
+
+
+def test_a_published_figure_stands_beside_one_of_the_same_split_rule_and_items_alone(run):
+    put(run, "benchmarks/vqav2-val/dd", {
+        "accuracy": 0.5, "accuracy_lemmatised": 0.6, "n": 7, "official_n": 7,
+        "setting": {"set": "vqav2", "split": "val", "model": {}}})  # fmt: skip
+    lines = tables.benchmark_lines(load_experiment(TOY, [f"run={run}"]), run)
+    shown = {(line.title, line.metric): sorted(line.published.values()) for line in lines}
+    assert shown[("VQAv2", "accuracy, lemmatised")] == [52.0, 66.0, 68.2, 68.3] and shown[("VQAv2", "accuracy")] == []
+    (gqa,) = (line for line in lines if line.split == "testdev")
+    assert gqa.published == {} and gqa.items == "5 of 50" and gqa.model == "mine"
 
 
 def test_what_was_not_run_and_what_is_to_be_sent_in_are_told(run):
     tables.main(load_experiment(TOY, [f"run={run}"]), run)
-    text, found = (run / "eval" / "table.md").read_text(), read_json(run / "eval" / "table.json")
+    text, found = (run / "benchmarks" / "table.md").read_text(), read_json(run / "benchmarks" / "table.json")
     assert "| FID | not run: no weights | 8 |" in text and "| CLIP score | 21.500 | 8 |" in text
-    assert found["to_send_in"] == ["eval/benchmarks/nocaps-test/cc/submission.json"]
+    assert found["to_send_in"] == ["benchmarks/nocaps-test/cc/submission.json"]
     assert {row["set"] for row in found["not_run"]} == {about.title for about in tables.SETS.values()} - {
         "NoCaps", tables.SETS["gqa"].title
     }  # fmt: skip
@@ -76,5 +93,5 @@ def test_evaluations_that_are_done_are_not_run_and_an_untrained_run_is_refused(t
 
 def test_a_run_of_nothing_says_so(tmp_path):
     tables.main(load_experiment(TOY, [f"run={tmp_path}"]), tmp_path)
-    text = (tmp_path / "eval" / "table.md").read_text()
+    text = (tmp_path / "benchmarks" / "table.md").read_text()
     assert "Not run, for want of data:" in text and "measured here" not in text
