@@ -48,7 +48,7 @@ def main(experiment: Experiment, run: Path) -> None:
     reasons = missing(config, experiment.evaluation.clip)
     if experiment.evaluation.fid is None:
         unset = f"not run: {KEY} is not set"
-        reasons = {"clip_score": unset} | reasons | {"fid": unset}
+        reasons = {"fid": unset, "clip_score": reasons.get("clip_score", unset)}
     if len(reasons) == 2:
         if rank == 0:
             not_run(folder / "figures.json", "FID and CLIP score", reasons)
