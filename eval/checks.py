@@ -7,6 +7,7 @@ an arm has in common with the first one of its seed, stages and phases before th
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     share(folder_of(run, first, seed), own, given, [*checks.arms[first], *settings])
                 if status := demo(given):
                     return status
+                forget_checkpoints(own)
         rows = rows_of(run, checks)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -109,6 +111,13 @@ def share_phases(first: Path, own: Path, given: Sequence[str], changed: Sequence
     if names == set(Workspace(experiment, own).new_model().state_dict()):
         for name in done:
             link(first / "pretrain" / name, own / "pretrain" / name)
+
+
+def forget_checkpoints(run: Path) -> None:
+    """Remove what a finished run would have gone on from: with a language model that is gigabytes a run."""
+    for folder in run.rglob("checkpoints"):
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
 
 
 def link(source: Path, place: Path) -> None:

@@ -162,6 +162,23 @@ def test_an_arm_has_by_links_what_it_does_not_change(tmp_path):
         assert linked(own) == kept, key
 
 
+def test_what_a_finished_run_would_go_on_from_is_removed(config, ran, tmp_path, monkeypatch):
+    made = checks.demo
+
+    def trained(argv: list[str]) -> int:
+        status = made(argv)
+        folder = Path(argv[-1].removeprefix("run=")) / "pretrain"
+        (folder / "checkpoints" / "step3").mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        return status or (130 if len(ran) == 2 else 0)
+
+    monkeypatch.setattr(checks, "demo", trained)
+    assert checks.main([str(config)]) == 130
+    first, cut = (tmp_path / "run" / "checks" / f"{arm}-3" / "pretrain" for arm in ("plain", "other"))
+    assert [path.name for path in first.iterdir()] == ["model.safetensors"]
+    assert (cut / "checkpoints" / "step3").is_dir(), "one that was cut goes on from there"
+
+
 def test_an_arm_has_the_phases_before_the_first_that_it_changes(tmp_path, monkeypatch):
     first = made(tmp_path / "first", "data", "pretrain/align", "pretrain/instruct", "pretrain/head", "pretrain")
     save_file({"a": torch.zeros(1)}, first / "pretrain" / "instruct" / "model.safetensors")
