@@ -29,7 +29,8 @@ class BenchmarksConfig:
             "yes", the answer is "unanswerable". None: not asked.
         choices: where a question has choices, ``likelihood`` takes the one that is likeliest a token, ``letters``
             shows them with letters and reads the letter that is written.
-        captions, answers: how they are written.
+        captions, answers: how they are written. The paper's least of two tokens of an answer counts the end of the text
+            (else there would be no "yes").
     """
 
     data: dict[str, str] = field(default_factory=dict)
@@ -44,7 +45,7 @@ class BenchmarksConfig:
     choices: str = "likelihood"
     captions: TextPlan = field(default_factory=lambda: TextPlan(max_tokens=36, min_tokens=8, beams=2))
     answers: TextPlan = field(
-        default_factory=lambda: TextPlan(max_tokens=10, min_tokens=2, beams=5, length_penalty=0.0)
+        default_factory=lambda: TextPlan(max_tokens=10, min_tokens=1, beams=5, length_penalty=0.0)
     )
 
 

@@ -1,8 +1,11 @@
 """VQA accuracy of what an answer means: without words that lead up to it, and with its words' lemmas.
 
 A second, milder score beside the official one, for models that were not trained on a set's way of answering: it lets
-"It is two dogs." match "2 dog". BLIP-2 (arXiv 2301.12597) began to lemmatise nouns and verbs so on OK-VQA, by spaCy,
-and only what the model wrote, since OK-VQA's answers are stems. **Here it is not spaCy that does it**, but the
+"It is two dogs." match "2 dog". It is in the manner of LaVIT's evaluation, not a copy of it: what leads up to an answer
+is a list of our own, and no answer is cut or called unanswerable.
+
+BLIP-2 (arXiv 2301.12597) began to lemmatise nouns and verbs so on OK-VQA, by spaCy, and only what the model wrote,
+since OK-VQA's answers are stems. **Here it is not spaCy that does it**, but the
 dictionary of LemmInflect (`LEMMATIZER`), which does not see a word's part of speech in its sentence; and people's
 answers are lemmatised as well, so that plurals match on every set. So a figure is near that of other evaluations, and
 not equal to it: of 5,000 phrases of one or two words, one of them inflected, spaCy 3.8 (`en_core_web_sm` 3.6) wrote
