@@ -31,6 +31,7 @@ from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.generation.cache import check_prompts
 from lavit.launch import rank_and_world
+from lavit.pages.pictures import evenly
 from lavit.runs import FolderLock, Progress, environment, is_done, mark_done, read_json, stage_clock, write_json
 from lavit.tokens import Picture
 
@@ -64,10 +65,7 @@ def main(experiment: Experiment, run: Path) -> None:
 
 def limited(benchmark: Benchmark, limit: int) -> Benchmark:
     """``limit`` items, evenly spread; 0 leaves all."""
-    count = len(benchmark.items)
-    if not 0 < limit < count:
-        return benchmark
-    return dataclasses.replace(benchmark, items=tuple(benchmark.items[i * count // limit] for i in range(limit)))
+    return dataclasses.replace(benchmark, items=tuple(evenly(list(benchmark.items), limit or len(benchmark.items))))
 
 
 def setting_of(benchmark: Benchmark, experiment: Experiment, run: Path) -> dict[str, Any]:

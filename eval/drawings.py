@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image
 
 from eval.models import artist_digests, weights_digests
@@ -19,6 +17,7 @@ from lavit.benchmarks.drawings import DrawingConfig
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment
 from lavit.launch import rank_and_world
+from lavit.pages.pictures import to_image
 from lavit.pipeline import LaVIT
 from lavit.runs import Progress, read_json, write_json, written_whole
 from lavit.system import Painting
@@ -91,19 +90,13 @@ def draw(system: LaVIT, wanted: Sequence[Wanted], config: DrawingConfig, clip: C
     painting: Painting = {"guidance": config.guidance, "steps": config.steps, "sampler": config.sampler}
     if count == 1 or clip is None:
         words = system.draw_best(texts, plan, count, seeds)
-        return pictures_of(system.render(system.features(words), seeds, **painting))
+        return [to_image(one) for one in system.render(system.features(words), seeds, **painting)]
     repeated = [text for text in texts for _ in range(count)]
     several = [seed_for(seed, number) for seed in seeds for number in range(count)]
     words = system.draw_words(repeated, plan, several)
-    pictures = pictures_of(system.render(system.features(words), several, **painting))
+    pictures = [to_image(one) for one in system.render(system.features(words), several, **painting)]
     similar = (clip.images([clip.pixels(pictures)]) * clip.texts(repeated)).sum(-1).view(-1, count)
     return [pictures[row * count + best] for row, best in enumerate(similar.argmax(1).tolist())]
-
-
-def pictures_of(pixels: torch.Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [0, 1] as pictures of 8 bits."""
-    levels = (pixels * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(np.ascontiguousarray(picture)) for picture in levels]
 
 
 # -------------------------------------------------------------------------------------------------------- figures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,16 +168,17 @@ def weights_of(experiment: Experiment) -> dict[str, dict[str, str]]:
     }
 
 
-def main(argv: list[str]) -> None:
+def run_export(write: Callable[[Experiment, Path, Path], None], module: str, argv: list[str]) -> None:
+    """The command line ``FOLDER CONFIG [key=value …]`` of a ``module`` that writes a folder from a run."""
     if len(argv) < 2:
-        raise SystemExit("usage: python -m eval.export FOLDER CONFIG [key=value ...]")
+        raise SystemExit(f"usage: python -m {module} FOLDER CONFIG [key=value ...]")
 
     def stage(experiment: Experiment, run: Path) -> None:
-        export(experiment, run, Path(argv[0]))
+        write(experiment, run, Path(argv[0]))
         print(f"{argv[0]} is ready")
 
     run_stage(stage, argv=argv[1:])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_export(export, "eval.export", sys.argv[1:])

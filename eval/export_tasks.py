@@ -14,9 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from eval.export import run_export
 from eval.vqa import picked_questions
 from lavit.data.shards import Shards
-from lavit.experiment import Experiment, run_stage
+from lavit.experiment import Experiment
 from lavit.generation import TextPlan
 from lavit.release import require_free
 from lavit.workspace import Workspace
@@ -125,16 +126,5 @@ def write_task(folder: Path, name: str, data: str, rest: str) -> None:
     (folder / f"{name}.yaml").write_text(head + rest, encoding="utf-8")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) < 2:
-        raise SystemExit("usage: python -m eval.export_tasks FOLDER CONFIG [key=value ...]")
-
-    def stage(experiment: Experiment, run: Path) -> None:
-        export_tasks(experiment, run, Path(argv[0]))
-        print(f"{argv[0]} is ready")
-
-    run_stage(stage, argv=argv[1:])
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_export(export_tasks, "eval.export_tasks", sys.argv[1:])

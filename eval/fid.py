@@ -88,11 +88,11 @@ def evaluate(experiment: Experiment, run: Path, config: FidConfig, reasons: dict
     if "fid" not in reasons and rank == 0:  # before anything is drawn: what is wrong here is found at once
         extractor = Inception(config.weights, config.resize, device_of_rank())
         setting["fid"] = about_fid(extractor, config)
-        if not measured(folder / "figures.json", setting):
-            reference = moments_of_reference(extractor, config, folder)
     if rank == 0 and measured(folder / "figures.json", setting):
         print(f"FID and CLIP score: {folder / 'figures.json'}", flush=True)
         return
+    if extractor is not None:
+        reference = moments_of_reference(extractor, config, setting["fid"], folder)
     if clip is not None:
         clip.to(device_of_rank())
     files = [drawings / f"{number:06}.png" for number in range(len(captions))]
@@ -159,8 +159,10 @@ def about_fid(extractor: Inception, config: FidConfig) -> dict[str, Any]:
     }
 
 
-def moments_of_reference(extractor: Inception, config: FidConfig, folder: Path) -> Moments:
+def moments_of_reference(extractor: Inception, config: FidConfig, about: dict[str, Any], folder: Path) -> Moments:
     """Mean and covariance of the reference's features; those of a folder of pictures are kept in ``folder``.
+
+    ``about`` is what :func:`about_fid` tells, whose digest of the reference reads all of it.
 
     Raises:
         ValueError: a .npz of other features, or pictures that cannot be read.
@@ -168,7 +170,6 @@ def moments_of_reference(extractor: Inception, config: FidConfig, folder: Path) 
     path = Path(config.reference)
     if path.is_file():
         return _checked(path)
-    about = about_fid(extractor, config)
     kept = folder / f"reference-{digest_of([about[k] for k in ('weights', 'resize', 'reference_digest')])[:12]}.npz"
     if not kept.is_file():
         files = reference_files(path)
