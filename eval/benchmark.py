@@ -125,8 +125,8 @@ def evaluate(
                 progress.update(min(done, len(benchmark.items) - 1))
     if progress is not None:
         while len(there := written(folder)) < len(benchmark.items):  # the launcher ends all ranks if one fails
-            time.sleep(0.5)
             progress.update(len(there), "waiting for the other ranks")
+            time.sleep(0.5)
         finish(benchmark, there, setting, experiment, folder)
         progress.update(len(benchmark.items))
 
@@ -253,16 +253,16 @@ def finish(
         "environment": environment(),
     }
     figures: dict[str, Any] = {}
+    asked = {item.id: lines[item.id]["answerable"] for item in benchmark.items if "answerable" in lines[item.id]}
+    shares = asked if len(asked) == len(predictions) else None
     cut = sum("without_hint" in line for line in lines.values())
     told |= {"without_hint": cut} if cut else {}
     if all(item.references for item in benchmark.items):
-        shares = {item.id: lines[item.id].get("answerable") for item in benchmark.items}
-        known = None not in shares.values()
-        figures = score(benchmark, predictions, experiment.seed, shares if known else None)
+        figures = score(benchmark, predictions, experiment.seed, shares)
     else:
         figures["reasons"] = {"score": "the owner keeps the answers of this split; send in submission.json"}
     whole = len(predictions) == about.counts.get(benchmark.split, len(predictions))
-    write_submission(benchmark, predictions, folder / ("submission.json" if whole else "submission-part.json"))
+    write_submission(benchmark, predictions, folder / f"submission{'' if whole else '-part'}.json", shares)
     samples = [
         {"id": item.id, "question": item.question, "truth": list(item.references), "written": predictions[item.id]}
         for item in limited(benchmark, 50).items

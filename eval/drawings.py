@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from eval.models import artist_digests, weights_digests
+from eval.models import artist_digests, digest_of, weights_digests
 from lavit.arguments import batches
 from lavit.benchmarks.drawings import DrawingConfig
 from lavit.data.order import seed_for
@@ -19,7 +18,7 @@ from lavit.experiment import Experiment
 from lavit.launch import rank_and_world
 from lavit.pages.pictures import to_image
 from lavit.pipeline import LaVIT
-from lavit.runs import Progress, read_json, write_json, written_whole
+from lavit.runs import Progress, is_done, write_json, written_whole
 from lavit.system import Painting
 from lavit.tokenizers.relevance import Clip
 
@@ -78,9 +77,9 @@ def draw_missing(
         if progress is not None:
             progress.update(min(there, len(wanted) - 1), "drawing")
     while rank == 0 and (missing := sum(not one.path.is_file() for one in wanted)):
-        time.sleep(0.5)  # the launcher ends all ranks if one fails
         if progress is not None:
             progress.update(len(wanted) - missing, "waiting for the other ranks")
+        time.sleep(0.5)  # the launcher ends all ranks if one fails
 
 
 def draw(system: LaVIT, wanted: Sequence[Wanted], config: DrawingConfig, clip: Clip | None) -> list[Image.Image]:
@@ -102,15 +101,18 @@ def draw(system: LaVIT, wanted: Sequence[Wanted], config: DrawingConfig, clip: C
 # -------------------------------------------------------------------------------------------------------- figures
 
 
-def not_run(path: Path, title: str, reasons: dict[str, str]) -> None:
-    """Say in figures.json and in one line why there are no figures; those that were measured before stay."""
-    if path.is_file() and "setting" in read_json(path):
-        print(f"{title}: nothing to do now; figures measured before are in {path}", flush=True)
-        return
-    write_json(path, dict.fromkeys(reasons) | {"reasons": reasons})
-    print(f"{title}: {next(iter(reasons.values()))}", flush=True)
+def setting_folder(folder: Path, setting: dict[str, Any]) -> Path:
+    """Where the figures of one setting are, all of it: those of another stay."""
+    return folder / digest_of(setting)[:12]
 
 
-def measured(path: Path, setting: dict[str, Any]) -> bool:
-    """Whether the figures of just this setting are there."""
-    return path.is_file() and read_json(path).get("setting") == json.loads(json.dumps(setting))
+def measured(folder: Path) -> list[Path]:
+    """The folders of the settings that were measured."""
+    return sorted(path.parent for path in folder.glob("*/figures.json") if is_done(path.parent))
+
+
+def not_run(folder: Path, title: str, reasons: dict[str, str]) -> None:
+    """Say in ``figures.json`` beside the settings' folders, and in a line, why nothing is measured now."""
+    write_json(folder / "figures.json", dict.fromkeys(reasons) | {"reasons": reasons})
+    before = "".join(f"; measured before: {path / 'figures.json'}" for path in measured(folder))
+    print(f"{title}: {next(iter(reasons.values()))}{before}", flush=True)

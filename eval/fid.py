@@ -2,8 +2,8 @@
 
 LaVIT's protocol is 30,000 captions of COCO, of four drawings of each the one that CLIP likes best (arXiv 2309.04669).
 Nothing is fetched: without Inception's weights there is no FID, and without CLIP no CLIP score, and ``figures.json``
-says so. The drawings are in ``run/benchmarks/fid/drawings-DIGEST``, a folder for each way of drawing; what was cut goes
-on.
+says so; that of each setting is in ``run/benchmarks/fid/DIGEST``. The drawings are in ``drawings-DIGEST`` beside it, a
+folder for each way of drawing; what was cut goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.drawings import Wanted, draw_missing, drawing_setting, measured, not_run
+from eval.drawings import Wanted, draw_missing, drawing_setting, not_run, setting_folder
 from eval.models import digest_of, open_artist, weights_digests
 from lavit.arguments import batches, device_of_rank
 from lavit.benchmarks.drawings import read_captions, sampled
@@ -25,6 +25,7 @@ from lavit.benchmarks.inception import (
     OFFICIAL,
     FidConfig,
     Inception,
+    extractor_name,
     read_moments,
     reference_digest,
     reference_files,
@@ -34,8 +35,19 @@ from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.launch import rank_and_world
 from lavit.metrics.images import Moments, checked, clip_scores, frechet_of_moments, moments
-from lavit.runs import FolderLock, Progress, environment, stage_clock, stage_folder, write_json, written_whole
+from lavit.runs import (
+    FolderLock,
+    Progress,
+    environment,
+    is_done,
+    mark_done,
+    stage_clock,
+    stage_folder,
+    write_json,
+    written_whole,
+)
 from lavit.tokenizers.relevance import Clip
+from lavit.weights import file_digest
 from lavit.workspace import Workspace
 
 SHOWN = 50  # texts of drawings that figures.json names
@@ -51,7 +63,7 @@ def main(experiment: Experiment, run: Path) -> None:
         reasons = {"fid": unset, "clip_score": reasons.get("clip_score", unset)}
     if len(reasons) == 2:
         if rank == 0:
-            not_run(folder / "figures.json", "FID and CLIP score", reasons)
+            not_run(folder, "FID and CLIP score", reasons)
         return
     with contextlib.ExitStack() as stack:
         if rank == 0:
@@ -82,19 +94,23 @@ def evaluate(experiment: Experiment, run: Path, config: FidConfig, reasons: dict
     setting: dict[str, Any] = {"samples": len(captions), "captions": config.captions or experiment.evaluation.split}
     setting["drawing"] = drawing_setting(experiment, run, config.drawing) | {"texts": digest_of(captions)}
     drawings = folder / f"drawings-{digest_of(setting['drawing'])[:12]}"
-    clip = Clip(experiment.evaluation.clip, "evaluation.clip") if "clip_score" not in reasons else None
-    setting["clip"] = weights_digests(experiment.evaluation.clip) if clip else None
-    extractor = reference = None
-    if "fid" not in reasons and rank == 0:  # before anything is drawn: what is wrong here is found at once
-        extractor = Inception(config.weights, config.resize, device_of_rank())
-        setting["fid"] = about_fid(extractor, config)
-    if rank == 0 and measured(folder / "figures.json", setting):
-        print(f"FID and CLIP score: {folder / 'figures.json'}", flush=True)
+    setting["clip"] = weights_digests(experiment.evaluation.clip) if "clip_score" not in reasons else None
+    setting["fid"] = about_fid(config) if "fid" not in reasons else None
+    place = setting_folder(folder, setting)
+    if is_done(place):
+        if rank == 0:
+            print(f"FID and CLIP score: {place / 'figures.json'}", flush=True)
         return
-    if extractor is not None:
+    # What is wrong with the judges is found before anything is drawn.
+    clip = (
+        Clip(experiment.evaluation.clip, "evaluation.clip").to(device_of_rank())
+        if "clip_score" not in reasons
+        else None
+    )
+    extractor = reference = None
+    if setting["fid"] and rank == 0:
+        extractor = Inception(config.weights, config.resize, device_of_rank())
         reference = moments_of_reference(extractor, config, setting["fid"], folder)
-    if clip is not None:
-        clip.to(device_of_rank())
     files = [drawings / f"{number:06}.png" for number in range(len(captions))]
     wanted = [
         Wanted(path, text, seed_for(seed, DRAW, number))
@@ -114,11 +130,13 @@ def evaluate(experiment: Experiment, run: Path, config: FidConfig, reasons: dict
         scores = clip_scores_of(clip, wanted, config.batch)
         figures |= {"clip_score": float(scores.mean()), "clip_score_error": float(scores.std() / len(scores) ** 0.5)}
     samples = [{"number": number, "text": text} for number, text in enumerate(captions[:SHOWN])]
-    about = {"n": len(files), "setting": setting, "environment": environment(), "samples": samples}
-    write_json(folder / "figures.json", figures | about)
+    about = {"n": len(files), "setting": setting, "release": experiment.benchmarks.release}
+    place.mkdir(exist_ok=True)
+    write_json(place / "figures.json", figures | about | {"environment": environment(), "samples": samples})
+    mark_done(place)
     progress.update(len(files))
     lacking = "".join(f" ({name} {reason})" for name, reason in figures["reasons"].items())
-    print(f"FID and CLIP score of {len(files):,} drawings: {folder / 'figures.json'}{lacking}", flush=True)
+    print(f"FID and CLIP score of {len(files):,} drawings: {place / 'figures.json'}{lacking}", flush=True)
 
 
 def _told(progress: Progress, count: int, done: int) -> None:
@@ -146,12 +164,12 @@ def captions_of(experiment: Experiment, run: Path, config: FidConfig) -> list[st
     return sampled(captions, config.samples, seed_for(experiment.seed, LOT), f"{KEY}.samples")
 
 
-def about_fid(extractor: Inception, config: FidConfig) -> dict[str, Any]:
+def about_fid(config: FidConfig) -> dict[str, Any]:
     """All that FID depends on beside the drawings."""
     path = Path(config.reference)
     return {
-        "extractor": extractor.name,
-        "weights": extractor.digest,
+        "extractor": extractor_name(),
+        "weights": file_digest(Path(config.weights)),
         "resize": config.resize,
         "reference": config.reference,
         "reference_digest": reference_digest(path),

@@ -1,8 +1,9 @@
 """GenEval (arXiv 2310.11513) of drawings: ``make eval-geneval CONFIG=… ARGS="evaluation.geneval={prompts: …}"``.
 
 The drawings of each way of drawing are in ``run/benchmarks/geneval/drawings-DIGEST``, laid out for the official scorer.
-Where ``evaluation.geneval.detector`` and ``evaluation.clip`` name folders, they are scored here by the same rules, with
-results in the official form beside them. A detector other than the official one gives other figures.
+Where ``evaluation.geneval.detector`` and ``evaluation.clip`` name folders, they are scored here by the same rules, into
+a folder for each setting, with results in the official form. A detector other than the official one gives other
+figures.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from eval.drawings import Wanted, draw_missing, drawing_setting, measured, not_run
+from eval.drawings import Wanted, draw_missing, drawing_setting, not_run, setting_folder
 from eval.models import digest_of, open_artist, weights_digests
 from lavit.arguments import device_of_rank
 from lavit.benchmarks.detector import ColourJudge, Detection, Detector
@@ -26,7 +27,17 @@ from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.launch import rank_and_world
 from lavit.metrics.geneval import COLOURS, counted, judge, summary
-from lavit.runs import FolderLock, Progress, environment, stage_clock, stage_folder, write_atomic, write_json
+from lavit.runs import (
+    FolderLock,
+    Progress,
+    environment,
+    is_done,
+    mark_done,
+    stage_clock,
+    stage_folder,
+    write_atomic,
+    write_json,
+)
 from lavit.tokenizers.relevance import Clip
 
 SHOWN = 50  # judgements that figures.json names
@@ -45,7 +56,7 @@ def main(experiment: Experiment, run: Path) -> None:
         if rank == 0:
             why = "is not set" if config.prompts is None else f"names {config.prompts}, which is not there"
             reason = f"not run: {KEY}.prompts {why}"
-            not_run(folder / "figures.json", "GenEval", dict.fromkeys(NAMES, reason))
+            not_run(folder, "GenEval", dict.fromkeys(NAMES, reason))
         return
     with contextlib.ExitStack() as stack:
         if rank == 0:
@@ -58,25 +69,26 @@ def evaluate(
     experiment: Experiment, run: Path, config: GenEvalConfig, prompts: list[dict[str, Any]], folder: Path
 ) -> None:
     """Draw what is missing; on rank 0, score it as soon as all is there."""
-    rank, place = rank_and_world()[0], experiment.evaluation.clip
+    rank, clip_folder = rank_and_world()[0], experiment.evaluation.clip
+    clip_folder = clip_folder if clip_folder and Path(clip_folder).exists() else None
+    judged_by = config.detector if config.detector is not None and Path(config.detector).exists() else None
     setting: dict[str, Any] = {"prompts": digest_of(prompts), "samples": config.samples}
     setting["drawing"] = drawing_setting(experiment, run, config.drawing) | {"texts": setting["prompts"]}
     drawings = folder / f"drawings-{digest_of(setting['drawing'])[:12]}"
+    setting["detector"] = weights_digests(judged_by) if judged_by else None
+    setting["clip"] = weights_digests(clip_folder) if clip_folder else None
+    place = setting_folder(folder, setting)
+    if is_done(place):
+        if rank == 0:
+            print(f"GenEval: {place / 'figures.json'}", flush=True)
+        return
     # What is wrong with the judges is found before anything is drawn.
-    place = place if place and Path(place).exists() else None
-    clip = Clip(place, "evaluation.clip") if place else None
+    clip = Clip(clip_folder, "evaluation.clip").to(device_of_rank()) if clip_folder else None
     detector = None
-    if config.detector is not None and Path(config.detector).exists() and rank == 0:
-        detector = Detector(config.detector, device_of_rank())
+    if judged_by and rank == 0:
+        detector = Detector(judged_by, device_of_rank())
         objects = (one for prompt in prompts for key in ("include", "exclude") for one in prompt.get(key, ()))
         detector.check_classes([one["class"] for one in objects])
-    setting["detector"] = weights_digests(config.detector) if detector else None
-    setting["clip"] = weights_digests(place) if place else None
-    if rank == 0 and measured(folder / "figures.json", setting):
-        print(f"GenEval: {folder / 'figures.json'}", flush=True)
-        return
-    if clip is not None:
-        clip.to(device_of_rank())
     write_layout(drawings, prompts)
     wanted = [
         Wanted(sample_path(drawings, number, sample), prompt["prompt"], seed_for(experiment.seed, DRAW, number, sample))
@@ -88,6 +100,7 @@ def evaluate(
     draw_missing(wanted, system, config.drawing, clip, experiment.evaluation.batch, progress)
     if progress is None:
         return
+    place.mkdir(exist_ok=True)
     figures: dict[str, Any] = dict.fromkeys(NAMES)
     if detector is None:
         reason = f"not run: {KEY}.detector names no folder that is there; the official scorer reads {drawings}"
@@ -95,14 +108,15 @@ def evaluate(
     else:
         colours = ColourJudge(clip, COLOURS) if clip else None
         results = judged(drawings, prompts, config.samples, detector.detect, colours, progress)
-        write_atomic(folder / "results.jsonl", "".join(json.dumps(result) + "\n" for result in results))
+        write_atomic(place / "results.jsonl", "".join(json.dumps(result) + "\n" for result in results))
         figures |= figures_of(results, prompts)
         keys, shown = ("filename", "prompt", "correct", "reason"), results[:: max(1, len(results) // SHOWN)]
         figures["samples"] = [{key: result[key] for key in keys} for result in shown]
-    told = {"n": len(wanted), "drawings": str(drawings), "setting": setting, "environment": environment()}
-    write_json(folder / "figures.json", figures | told)
+    told = {"n": len(wanted), "drawings": str(drawings), "setting": setting, "release": experiment.benchmarks.release}
+    write_json(place / "figures.json", figures | told | {"environment": environment()})
+    mark_done(place)
     progress.update(len(wanted))
-    print(f"GenEval of {len(wanted):,} drawings: {folder / 'figures.json'}", flush=True)
+    print(f"GenEval of {len(wanted):,} drawings: {place / 'figures.json'}", flush=True)
 
 
 def judged(

@@ -8,12 +8,14 @@ reported: those of VQAv2, OK-VQA and VizWiz are of an evaluation that lemmatises
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from eval.drawings import measured
 from eval.figures import EVALUATIONS, metrics_of, table
-from eval.models import writer_digests
+from eval.models import artist_digests, writer_digests
 from lavit.benchmarks.published import PUBLISHED
 from lavit.benchmarks.sets import SETS
 from lavit.experiment import Experiment, run_stage
@@ -60,9 +62,14 @@ class Line(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A figure of drawings, or why there is none; ``published`` by system, of the paper's protocol alone."""
+    """A figure of drawings, or why there is none; ``published`` by system, of the paper's protocol alone.
+
+    ``model`` and ``setting`` as in :class:`Line`, empty where nothing was measured.
+    """
 
     title: str
+    model: str
+    setting: str
     value: float | None
     why: str
     n: int | None
@@ -70,7 +77,7 @@ class Drawn(NamedTuple):
 
 
 def main(experiment: Experiment, run: Path) -> None:
-    lines, drawn, kept = benchmark_lines(experiment, run), drawing_lines(run), unscored(run)
+    lines, drawn, kept = benchmark_lines(experiment, run), drawing_lines(experiment, run), unscored(run)
     groups = [name.removeprefix("eval/") for name in EVALUATIONS if is_done(run / name)]
     own = table(metrics_of({name: read_json(run / "eval" / name / "figures.json") for name in groups}, {}))
     missing = [(about.title, about.where) for name, about in SETS.items() if not scored(run, name)]
@@ -115,7 +122,7 @@ def benchmark_lines(experiment: Experiment, run: Path) -> list[Line]:
             lines.append(
                 Line(
                     about.title,
-                    model_name(figures, experiment, run),
+                    model_name(figures.get("release"), setting["model"], writer_digests, experiment, run),
                     path.parent.name,
                     setting["split"],
                     words,
@@ -130,37 +137,50 @@ def benchmark_lines(experiment: Experiment, run: Path) -> list[Line]:
     return lines
 
 
-def model_name(figures: dict[str, Any], experiment: Experiment, run: Path) -> str:
-    """The release that was scored, or the run's own model: the one of now, or one that has been trained over since."""
-    if figures.get("release"):
-        return figures["release"]
+def model_name(
+    release: str | None,
+    found: dict[str, str],
+    digests: Callable[[Experiment, Path], dict[str, str]],
+    experiment: Experiment,
+    run: Path,
+) -> str:
+    """The release that was scored, or the run's own model: the one of now, whose ``digests`` are those that were
+    ``found``, or one that has been trained over since."""
+    if release:
+        return release
     own = replace(experiment, benchmarks=replace(experiment.benchmarks, release=None))
     with contextlib.suppress(ValueError):  # its weights are gone
-        if writer_digests(own, run) == figures["setting"]["model"]:
+        if digests(own, run) == found:
             return "the run's"
     return "the run's, earlier weights"
 
 
-def drawing_lines(run: Path) -> list[Drawn]:
-    """FID, CLIP score and GenEval, or why they were not run."""
+def drawing_lines(experiment: Experiment, run: Path) -> list[Drawn]:
+    """FID, CLIP score and GenEval of every setting, or why they were not run."""
     lines = []
+    published = {row.system: row.figures["coco_fid"] for row in PUBLISHED if "coco_fid" in row.figures}
     for (group, name), title in DRAWN.items():
-        path = run / "benchmarks" / group / "figures.json"
-        figures = read_json(path) if path.is_file() else {}
-        why = figures.get("reasons", {}).get(name, "")
-        published = {row.system: row.figures["coco_fid"] for row in PUBLISHED if "coco_fid" in row.figures}
-        if figures.get(name) is not None or why:
-            of_coco = figures.get("setting", {}).get("captions") not in (None, "test", "validation", "train")
+        folder = run / "benchmarks" / group
+        for place in measured(folder) or [folder]:
+            figures = read_json(place / "figures.json") if (place / "figures.json").is_file() else {}
+            why, setting = figures.get("reasons", {}).get(name, ""), figures.get("setting", {})
+            if figures.get(name) is None and not why:
+                continue
+            model = ""
+            if setting:
+                model = model_name(figures.get("release"), setting["drawing"]["model"], artist_digests, experiment, run)
+            of_coco = setting.get("captions") not in (None, "test", "validation", "train")
             known = published if name == "fid" and of_coco and figures.get("n") == PROTOCOL else {}
-            lines.append(Drawn(title, figures.get(name), why, figures.get("n"), known))
+            digest = place.name if setting else ""
+            lines.append(Drawn(title, model, digest, figures.get(name), why, figures.get("n"), known))
     return lines
 
 
 def finished(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The figures of every set and setting that is done, in the order of the sets."""
-    paths = sorted((run / "benchmarks").glob("*/*/figures.json"))
-    found = [(path, read_json(path)) for path in paths if is_done(path.parent)]
     order = list(SETS)
+    paths = [path for name in order for path in sorted((run / "benchmarks").glob(f"{name}-*/*/figures.json"))]
+    found = [(path, read_json(path)) for path in paths if is_done(path.parent)]
     return sorted(found, key=lambda pair: order.index(pair[1]["setting"]["set"]))
 
 
@@ -200,12 +220,12 @@ def markdown(
         out += ["", "To be sent to the set's owner, who keeps the answers: " + ", ".join(kept) + "."]
     if drawn:
         heads = " | ".join(f"{name} (published)" for name in systems)
-        out += ["", "## Drawings", "", f"| figure | measured here | drawings | {heads} |"]
-        out += ["|---" * (3 + len(systems)) + "|"]
+        out += ["", "## Drawings", "", f"| figure | model | measured here | drawings | {heads} |"]
+        out += ["|---" * (4 + len(systems)) + "|"]
         for line in drawn:
             value = line.why if line.value is None else f"{line.value:.3f}"
             others = " | ".join(f"{line.published[name]:.1f}" if name in line.published else "" for name in systems)
-            out.append(f"| {line.title} | {value} | {line.n or ''} | {others} |")
+            out.append(f"| {line.title} | {line.model} | {value} | {line.n or ''} | {others} |")
         out += [
             "",
             "Published FIDs are of 30,000 captions of COCO, and are shown beside such a figure alone.",

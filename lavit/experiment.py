@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -577,6 +578,12 @@ def run_stage(
                 mark_done(folder)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        remedy = "make room and give the same command again: it goes on where it was"
+        print(f"error: the disk of {error.filename or 'the run'} is full; {remedy}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

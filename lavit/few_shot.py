@@ -17,10 +17,10 @@ from lavit.arguments import batches
 from lavit.data.documents import Document, question_text
 from lavit.data.images import as_image
 from lavit.data.order import generator_for
-from lavit.generation import TextPlan, write_text
+from lavit.generation import TextPlan
 from lavit.generation.in_context import Contexts, check_word_ids, frozen_llm
 from lavit.pipeline import LaVIT
-from lavit.system import scores_after
+from lavit.system import scores_after, texts_after
 from lavit.tokenizers.encoders import to_pixels
 from lavit.tokenizers.pyramid_autoencoder import PyramidTokenizer
 from lavit.tokens import Picture
@@ -137,10 +137,7 @@ class FewShot:
 
     def write_texts(self, prompts: list[Document], plan: TextPlan, seeds: list[int]) -> list[str]:
         """What follows each prompt, up to the end of the line."""
-        out: list[str] = []
-        for part, its in zip(batches(prompts, self.batch), batches(seeds, self.batch), strict=True):
-            out += [self.contexts.read(ids) for ids in write_text(self.model, part, self.contexts.stop, plan, its)]
-        return out
+        return texts_after(self.model, prompts, self.contexts.stop, plan, seeds, self.batch, self.contexts.read)
 
 
 def writer_of(work: Workspace) -> Any:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
 import torch
@@ -149,13 +149,10 @@ class System:
 
     def write_texts(self, prompts: list[Document], plan: TextPlan, seeds: list[int]) -> list[str]:
         """What follows each prompt, as ``plan`` says; a seed for each counts where it draws by lot."""
-        texts = [""] * len(prompts)
-        for part in alike_in_length(prompts, self.batch):
-            its, lots = [prompts[n] for n in part], [seeds[n] for n in part]
-            ids = write_text(self.model, its, self.text.eos_token_id, plan, lots)
-            for number, row in zip(part, ids, strict=True):
-                texts[number] = self.text.decode(row, skip_special_tokens=True).strip()
-        return texts
+        return texts_after(self.model, prompts, self.text.eos_token_id, plan, seeds, self.batch, self._read)
+
+    def _read(self, ids: list[int]) -> str:
+        return self.text.decode(ids, skip_special_tokens=True).strip()
 
     def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
         """(pictures, captions) float32 log-likelihoods of every caption of every picture."""
@@ -268,6 +265,24 @@ class System:
             "sampler": sampler,
             "size": size,
         }
+
+
+def texts_after(
+    model: Any,
+    prompts: list[Document],
+    stop: int,
+    plan: TextPlan,
+    seeds: list[int],
+    batch: int,
+    read: Callable[[list[int]], str],
+) -> list[str]:
+    """What a model writes after each prompt until ``stop``, as ``read`` makes it of ids; ``batch`` at a time."""
+    texts = [""] * len(prompts)
+    for part in alike_in_length(prompts, batch):
+        ids = write_text(model, [prompts[n] for n in part], stop, plan, [seeds[n] for n in part])
+        for number, row in zip(part, ids, strict=True):
+            texts[number] = read(row)
+    return texts
 
 
 def scores_after(model: UnifiedLM, prompts: list[Document], texts: list[Tensor], size: int) -> Tensor:

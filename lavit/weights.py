@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -43,6 +46,35 @@ def file_digest(path: Path) -> str:
         raise ValueError(f"no weights at {path}; run the stage that writes them first")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def opening(folder: str | Path, key: str, what: str) -> Iterator[None]:
+    """Say in one line that a local folder, which the setting ``key`` names, cannot be opened as ``what``, and why.
+
+    Raises:
+        ValueError: there is no such folder, or the block raised anything.
+    """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{key}: no folder {folder}; put {what} there, or leave it out")
+    try:
+        yield
+    except Exception as error:  # of many kinds: missing files, another model, a broken one
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{key}: {folder} cannot be opened as {what} ({reason})") from None
+
+
+def open_whole(kind: Any, folder: str | Path) -> Any:
+    """A model of transformers, of the class ``kind``, in evaluation mode; nothing is fetched.
+
+    Raises:
+        ValueError: a weight is missing, which transformers alone would draw by lot.
+        Exception: of many kinds, from transformers.
+    """
+    model, told = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    if lacking := told["missing_keys"] & dict(model.named_parameters()).keys():
+        raise ValueError(f"its weights lack {min(lacking)}")
+    return model.eval()
 
 
 def load_weights(module: nn.Module, path: Path) -> nn.Module:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -222,6 +223,15 @@ def test_a_second_writer_is_kept_out(argv, tmp_path, capsys):
 def test_other_errors_are_not_hidden(argv):
     with pytest.raises(ZeroDivisionError):
         run_stage(lambda *given: 1 / 0, "extract", argv)
+
+
+def test_a_full_disk_is_told_in_one_line(argv, capsys):
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device", "run/extract/x.npz")
+
+    assert ended(full, "extract", argv) == 2
+    said = "error: the disk of run/extract/x.npz is full; make room and give the same command again: it goes on where it was"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_usage_names_the_module(capsys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from transformers import (
 )
 
 from lavit.tokenizers.relevance import Clip
+from lavit.weights import open_whole, opening
 
 KEY = "evaluation.geneval.detector"
 LEAST = 0.3  # no rule looks at a detection with a lower score
@@ -57,20 +57,13 @@ class Detector:
     """
 
     def __init__(self, folder: str, device: torch.device | str = "cpu"):
-        if not Path(folder).is_dir():
-            raise ValueError(f"{KEY}: no folder {folder}; put a detector there, or leave it out")
-        try:
+        with opening(folder, KEY, "a detector"):
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
             self.segments = config.model_type in SEGMENTS
             kind: Any = AutoModelForUniversalSegmentation if self.segments else AutoModelForObjectDetection
-            self.model, told = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-            if lacking := told["missing_keys"] & dict(self.model.named_parameters()).keys():
-                raise ValueError(f"its weights lack {min(lacking)}")  # transformers draws them by lot
+            self.model = open_whole(kind, folder)
             self.processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of many kinds: missing files, another model, a broken one
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{KEY}: {folder} cannot be opened as a detector ({reason})") from None
-        self.model.to(device).eval()
+        self.model.to(device)
         self.names = {int(number): RENAMED.get(name, name) for number, name in config.id2label.items()}
         self.classes = frozenset(self.names.values())
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,6 @@ class Inception:
     """FID's features of pictures.
 
     Attributes:
-        name: extractor, layer and library, for those who read figures.
         digest: sha256 of the weights.
         official: whether the weights are those that FID is defined with; a distance with others is not FID.
 
@@ -80,11 +80,10 @@ class Inception:
     def __init__(self, weights: str, resize: str, device: torch.device | str = "cpu"):
         if not Path(weights).is_file():
             raise ValueError(f"{KEY}.weights: no file {weights}; it is torch-fidelity's, named above its releases")
-        self.network, version = _network(Path(weights))
+        self.network = _network(Path(weights))
         self.network.to(device)
         self.device, self.resize, self.digest = torch.device(device), resize, file_digest(Path(weights))
         self.official = self.digest.startswith(OFFICIAL)
-        self.name = f"Inception v3 of 2015-12-05, {WIDTH} pooled features, torch-fidelity {version}"
         # The network takes whole levels and resizes them by itself. It is given its first layer's input instead,
         # resized here in either way, without rounding.
         self._input = torch.empty(0)
@@ -122,19 +121,31 @@ def resized(picture: Image.Image, resize: str) -> Tensor:
     return interpolate_bilinear_2d_like_tensorflow1x(pixels[None], size=(SIDE, SIDE), align_corners=False)[0]
 
 
-def _network(path: Path) -> tuple[nn.Module, str]:
-    """torch-fidelity's network with the weights of a file, and the library's version."""
+def extractor_name() -> str:
+    """Extractor, layer and library, for those who read figures.
+
+    Raises:
+        ValueError: torch-fidelity is not installed.
+    """
     try:
-        from torch_fidelity import FeatureExtractorInceptionV3, __version__
-    except ImportError:
+        installed = version("torch-fidelity")
+    except PackageNotFoundError:
         raise ValueError(f"{KEY} needs torch-fidelity; install it, or this package with [evaluation]") from None
+    return f"Inception v3 of 2015-12-05, {WIDTH} pooled features, torch-fidelity {installed}"
+
+
+def _network(path: Path) -> nn.Module:
+    """torch-fidelity's network with the weights of a file."""
+    extractor_name()
+    from torch_fidelity import FeatureExtractorInceptionV3
+
     try:
         torch.load(path, weights_only=True)  # the library would unpickle anything; what passes here holds tensors alone
         network = FeatureExtractorInceptionV3("inception-v3-compat", [str(WIDTH)], str(path))
     except Exception as error:  # of many kinds: no archive, something else than tensors, other names or shapes
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise ValueError(f"{KEY}.weights: {path} does not hold Inception's weights for FID ({reason} …)") from None
-    return network.eval(), __version__
+    return network.eval()
 
 
 def reference_files(folder: Path) -> list[Path]:

@@ -257,16 +257,22 @@ def read_benchmark(name: str, folder: str | Path, split: str | None = None) -> B
     return Benchmark(name, info.task, split, tuple(items), place.digest)
 
 
-def write_submission(benchmark: Benchmark, predictions: Mapping[int | str, str], path: Path) -> None:
+def write_submission(
+    benchmark: Benchmark,
+    predictions: Mapping[int | str, str],
+    path: Path,
+    answerable: Mapping[int | str, float] | None = None,
+) -> None:
     """Write predictions in the form that the set's owner takes; Flickr30k, which has none, takes COCO's.
 
     Texts are written as they are. For ScienceQA the index of the choice is written that a text means
-    (:func:`lavit.benchmarks.choices.choice_index`), -1 where it means none.
+    (:func:`lavit.benchmarks.choices.choice_index`), -1 where it means none. ``answerable``, for VizWiz alone, is how
+    sure it is that a question has an answer, in [0, 1]; its evaluation reads it from the same file.
 
     Raises:
-        ValueError: a prediction is missing, of no item, or no text.
+        ValueError: a prediction or a share is missing, of no item, or no text.
     """
-    submissions.write(benchmark, predictions, Path(path), _info(benchmark.name).submission)
+    submissions.write(benchmark, predictions, Path(path), _info(benchmark.name).submission, answerable)
 
 
 def read_submission(benchmark: Benchmark, path: Path) -> dict[int | str, str]:

@@ -15,9 +15,7 @@ from lavit.runs import write_atomic
 UNPARSED = -1  # the index of an answer that means no choice
 
 
-def rows_of(
-    benchmark: Benchmark, predictions: Mapping[int | str, str], keys: tuple[str, str]
-) -> list[dict[str, int | str]]:
+def rows_of(benchmark: Benchmark, predictions: Mapping[int | str, str], keys: tuple[str, str]) -> list[dict[str, Any]]:
     """``[{id key: id, text key: prediction}]``, in the order of the items."""
     return [dict(zip(keys, (item.id, predictions[item.id]), strict=True)) for item in benchmark.items]
 
@@ -28,16 +26,27 @@ def results_of(benchmark: Benchmark, predictions: Mapping[int | str, str]) -> di
     return {"results": {number: UNPARSED if index is None else index for number, index in found.items()}}
 
 
-def write(benchmark: Benchmark, predictions: Mapping[int | str, str], path: Path, keys: tuple[str, str] | None) -> None:
+def write(
+    benchmark: Benchmark,
+    predictions: Mapping[int | str, str],
+    path: Path,
+    keys: tuple[str, str] | None,
+    answerable: Mapping[int | str, float] | None,
+) -> None:
     """Write a submission; ``keys`` are those of a list's objects, None stands for results by question.
 
     Raises:
-        ValueError: a prediction is missing, of no item, or no text.
+        ValueError: a prediction or a share is missing, of no item, or no text.
     """
     require_all(benchmark, predictions, "the predictions")
     if other := [number for number, text in predictions.items() if type(text) is not str]:
         raise ValueError(f"the predictions of {named(other)} are no texts")
     content = results_of(benchmark, predictions) if keys is None else rows_of(benchmark, predictions, keys)
+    if answerable is not None:
+        require_all(benchmark, answerable, "the shares of answerability")
+        content = [
+            row | {"answerable": answerable[item.id]} for row, item in zip(content, benchmark.items, strict=True)
+        ]
     write_atomic(path, json.dumps(content) + "\n")
 
 

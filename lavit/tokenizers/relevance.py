@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -19,6 +18,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, CLIPModel
+
+from lavit.weights import open_whole, opening
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 BATCH = 256
@@ -90,20 +91,12 @@ class Clip:
     """
 
     def __init__(self, folder: str, key: str = "pyramid.relevance.clip"):
-        if not Path(folder).is_dir():
-            raise ValueError(f"{key}: no folder {folder}; put CLIP there, or leave it out")
-        try:
+        with opening(folder, key, "CLIP"):
             kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
             if kind != "clip":
                 raise ValueError(f"its model_type is {kind}")
-            self.model, told = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-            if lacking := told["missing_keys"] & dict(self.model.named_parameters()).keys():
-                raise ValueError(f"its weights lack {min(lacking)}")  # transformers draws them by lot
+            self.model = open_whole(CLIPModel, folder)
             self.text = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of many kinds: missing files, another model, a broken one
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{key}: {folder} cannot be opened as a CLIPModel ({reason})") from None
-        self.model.eval()
         self.image_size = self.model.config.vision_config.image_size
 
     def to(self, device: torch.device | str) -> Self:

@@ -7,6 +7,8 @@ therefore needs nothing but the engine's state and the number of the step.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +41,7 @@ from lavit.training.meter import Meter, peak_flops, speed_words
 from lavit.training.optimizer import learning_rate_factor
 
 AVERAGE = "ema.safetensors"  # beside what DeepSpeed writes into a checkpoint
+FULL = 2**24  # bytes; a disk with less has no room for a checkpoint's files
 
 
 class Stopped(SystemExit):
@@ -121,6 +124,18 @@ def train(
         for name, value in averaged.items():
             objective.get_parameter(name).data.copy_(value)
     return objective
+
+
+@contextlib.contextmanager
+def _telling_of_a_full_disk(checkpoint: Path) -> Iterator[None]:
+    """Raise OSError, "No space left", where torch's and safetensors' own errors hide it; what was written goes."""
+    try:
+        yield
+    except Exception as error:  # RuntimeError of torch, SafetensorError, OSError
+        if shutil.disk_usage(checkpoint.parent).free > FULL:
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoint)) from error
 
 
 class _Run:
@@ -291,9 +306,10 @@ class _Run:
         dist.barrier()
         buffers = {name: value.cpu() for name, value in self.engine.module.named_buffers()}
         state = {"step": step, "best": self.best, "counts": self.counts, "buffers": buffers}
-        self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state=state)
-        if self.average:
-            self.average.save(self.checkpoints / tag / AVERAGE)
+        with _telling_of_a_full_disk(self.checkpoints / tag):
+            self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state=state)
+            if self.average:
+                self.average.save(self.checkpoints / tag / AVERAGE)
         dist.barrier()
         if self.rank == 0:
             write_json(self.checkpoints / tag / "complete", {"world": self.world, "best": self.best})

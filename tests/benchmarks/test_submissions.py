@@ -62,6 +62,19 @@ def test_results_are_indices_of_choices(tmp_path):
             read_submission(benchmark, path)
 
 
+def test_vizwiz_is_also_sent_how_sure_an_answer_is(tmp_path):
+    benchmark = read_benchmark("vizwiz", WRITERS["vizwiz"](tmp_path))
+    path, predictions = tmp_path / "s.json", {item.id: "cat" for item in benchmark.items}
+    shares = {item.id: n / 4 for n, item in enumerate(benchmark.items)}
+    write_submission(benchmark, predictions, path, shares)
+    rows = json.loads(path.read_text())
+    assert rows == [row | {"answerable": n / 4} for n, row in enumerate(rows)] and len(rows) == len(shares) > 1
+    assert read_submission(benchmark, path) == predictions
+    shares.popitem()
+    with pytest.raises(ValueError, match="the shares of answerability: .* are missing"):
+        write_submission(benchmark, predictions, path, shares)
+
+
 def test_predictions_for_all_items_and_no_others(vqav2, tmp_path):
     good = dict.fromkeys((42000, 42001, 73000), "yes")
     path = tmp_path / "s.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +143,29 @@ def test_ranks_share_the_pictures_and_another_number_of_them_goes_on(writer, tmp
     assert (made / "submission-part.json").read_bytes() == (whole["folder"] / "submission-part.json").read_bytes()
 
 
+def test_the_first_rank_waits_for_what_the_others_still_write(writer, tmp_path, monkeypatch):
+    folder = pictured(official.vqav2(tmp_path / "set"))
+    whole = scored(tmp_path / "one", "vqav2", folder)
+    (other,) = [item for n, item in enumerate(read_json(whole["folder"] / "submission-part.json")) if n == 2]
+    line = json.dumps({"id": other["question_id"], "text": other["answer"]}) + "\n"
+
+    def other_rank(seconds: float) -> None:
+        """Writes half a line while the first rank waits, and the rest of it the next time."""
+        (made,) = (tmp_path / "two").glob("benchmarks/*/*")
+        assert not (made / "figures.json").exists()
+        part = line[:9] if not (made / "predictions-1.jsonl").exists() else line[9:]
+        with (made / "predictions-1.jsonl").open("a") as file:
+            file.write(part)
+
+    monkeypatch.setattr(benchmark, "time", SimpleNamespace(sleep=other_rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    ours = scored(tmp_path / "two", "vqav2", folder)
+    assert (ours["folder"] / "submission-part.json").read_bytes() == (
+        whole["folder"] / "submission-part.json"
+    ).read_bytes()
+
+
 def test_a_setting_has_its_own_folder_and_speed_is_none(writer, tmp_path):
     folder, run = pictured(official.nocaps(tmp_path / "set")), tmp_path / "run"
     first = scored(run, "nocaps", folder)
@@ -176,6 +200,10 @@ def test_what_cannot_be_answered_is_asked_for_first(writer, tmp_path, monkeypatc
     monkeypatch.setattr(benchmark, "answerable", lambda writer, items, *rest: [0.9, 0.1][: len(items)])
     asked = scored(tmp_path / "asked", "vizwiz", folder)
     assert [line["written"] == benchmark.UNANSWERABLE for line in asked["samples"]] == [False, True]
+    sent = json.loads((asked["folder"] / "submission-part.json").read_text())
+    assert [line["answerable"] for line in sent] == [0.9, 0.1]
+    sent = json.loads((plain["folder"] / "submission-part.json").read_text())
+    assert all("answerable" not in line for line in sent)
 
 
 def test_a_picture_that_is_none_is_named_and_what_was_written_stays(writer, tmp_path):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,9 +35,10 @@ class MeanColours:
     """A stand-in of three features: the mean colour."""
 
     official = True
+    digest = "0" * 64
 
     def __init__(self, weights, resize, device="cpu"):
-        self.digest, self.name, self.resize = "weights of a stand-in", "mean colours", resize
+        self.resize = resize
 
     def features(self, pictures):
         return torch.tensor(np.stack([np.array(picture).mean((0, 1)) for picture in pictures]), dtype=torch.float32)
@@ -79,11 +86,18 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(inception, "WIDTH", 3)
 
 
+def folder_of(place):
+    return place / "run" / "benchmarks" / "fid"
+
+
 def run(place, *settings):
+    """The figures of the setting that was measured, or looked up, last."""
     given = [f"evaluation.fid.{name}={place / path}" for name, path in
              (("weights", "weights.pth"), ("reference", "reference"), ("captions", "captions.jsonl"))]  # fmt: skip
-    run_stage(fid.main, None, [TOY, f"run={place / 'run'}", *given, "evaluation.fid.samples=6", *settings])
-    return json.loads((place / "run" / "benchmarks" / "fid" / "figures.json").read_text())
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run_stage(fid.main, None, [TOY, f"run={place / 'run'}", *given, "evaluation.fid.samples=6", *settings])
+    (path,) = re.findall(r"CLIP score.*: (\S+/figures.json)", said.getvalue())
+    return json.loads(Path(path).read_text()) | {"folder": Path(path).parent}
 
 
 @pytest.mark.parametrize(
@@ -98,14 +112,14 @@ def test_without_weights_there_are_no_figures_but_reasons(tmp_path, capsys, sett
     run_stage(fid.main, None, [TOY, f"run={tmp_path / 'run'}", *settings])
     said = capsys.readouterr().out
     assert said == f"FID and CLIP score: not run: {why}\n"
-    figures = json.loads((tmp_path / "run" / "benchmarks" / "fid" / "figures.json").read_text())
+    figures = json.loads((folder_of(tmp_path) / "figures.json").read_text())
     reasons = {"fid": f"not run: {why}", "clip_score": "not run: evaluation.clip is not set"}
     assert figures == {"fid": None, "clip_score": None, "reasons": reasons}
 
 
 def test_the_distance_is_that_of_the_drawings_and_what_is_there_is_not_drawn_again(place, artist, stand_in, capsys):
     figures = run(place)
-    folder = place / "run" / "benchmarks" / "fid"
+    folder = folder_of(place)
     files = sorted(folder.glob("drawings-*/*.png"))
     assert artist == CAPTIONS and [path.name for path in files] == [f"{n:06}.png" for n in range(6)]
     extractor = MeanColours("", "")
@@ -114,25 +128,26 @@ def test_the_distance_is_that_of_the_drawings_and_what_is_there_is_not_drawn_aga
     assert figures["clip_score"] is None and figures["reasons"].keys() == {"clip_score"}
     setting = figures["setting"]
     assert setting["fid"]["resize"] == "legacy_tensorflow" and setting["fid"]["reference_n"] == 5
-    assert setting["fid"]["weights"] == "weights of a stand-in" and setting["samples"] == figures["n"] == 6
+    assert setting["fid"]["weights"] == hashlib.sha256(b"").hexdigest() and setting["samples"] == figures["n"] == 6
     assert setting["drawing"]["painting"] == {"guidance": 1.0, "steps": 4, "sampler": "ddim", "size": 32}
     assert setting["drawing"]["words"]["top_k"] == 8 and setting["drawing"]["seed"] == 0
 
     before = files[2].read_bytes()
     artist.clear()
-    assert run(place) == figures and artist == [], "nothing is left to do"
-    (folder / "figures.json").unlink()
     files[2].unlink()
+    assert run(place) == figures and artist == [], "nothing is left to do"
+    shutil.rmtree(figures["folder"])
     assert run(place)["fid"] == pytest.approx(figures["fid"], abs=1e-3)
     assert artist == CAPTIONS[2:3] and files[2].read_bytes() == before
     artist.clear()
     other = run(place, "evaluation.fid.resize=clean")
     assert artist == [] and other["setting"]["fid"]["resize"] == "clean"
+    assert other["folder"] != figures["folder"] and (figures["folder"] / "figures.json").is_file()
     run(place, "evaluation.fid.drawing.words={top_k: 2, max_tokens: 4, min_tokens: 2}")
     assert artist == CAPTIONS and len(list(folder.glob("drawings-*"))) == 2, "another way of drawing"
     capsys.readouterr()
     run_stage(fid.main, None, [TOY, f"run={place / 'run'}"])
-    assert "figures measured before are in" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("measured before: ") == 3
 
 
 def test_statistics_of_a_file_and_weights_that_are_not_the_official_ones(place, artist, stand_in, monkeypatch, capsys):
@@ -140,7 +155,7 @@ def test_statistics_of_a_file_and_weights_that_are_not_the_official_ones(place, 
     found = run(place, f"evaluation.fid.reference={place / 'reference.npz'}")
     assert found["setting"]["fid"]["reference_n"] is None and found["fid"] > 0
     monkeypatch.setattr(MeanColours, "official", False)
-    (place / "run" / "benchmarks" / "fid" / "figures.json").unlink()
+    shutil.rmtree(found["folder"])
     other = run(place, f"evaluation.fid.reference={place / 'reference.npz'}")
     assert other["fid"] is None and other["fd_inception"] == pytest.approx(found["fid"])
     assert "and not with 6726825d" in other["reasons"]["fid"]
@@ -183,10 +198,15 @@ def test_ranks_share_the_drawings(place, artist, stand_in, monkeypatch):
     config = [f"evaluation.fid.{name}={place / path}" for name, path in
               (("weights", "weights.pth"), ("reference", "reference"), ("captions", "captions.jsonl"))]  # fmt: skip
     run_stage(fid.main, None, [TOY, f"run={place / 'run'}", *config, "evaluation.fid.samples=6"])
-    assert artist == CAPTIONS[1::2] and not (place / "run" / "benchmarks" / "fid" / "figures.json").exists()
+    assert artist == CAPTIONS[1::2] and not list(folder_of(place).glob("**/figures.json"))
     monkeypatch.setenv("RANK", "0")
     artist.clear()
     assert run(place)["n"] == 6 and artist == CAPTIONS[::2]
+    next(folder_of(place).glob("drawings-*/000001.png")).unlink()
+    monkeypatch.setenv("RANK", "1")
+    artist.clear()
+    run_stage(fid.main, None, [TOY, f"run={place / 'run'}", *config, "evaluation.fid.samples=6"])
+    assert artist == [], "what is measured is not drawn again"
 
 
 @pytest.mark.slow
@@ -200,11 +220,10 @@ def test_the_whole_of_inception_with_random_weights(place, artist, monkeypatch, 
     figures = run(place, f"evaluation.fid.resize={resize}")
     assert figures["fid"] is None and figures["fd_inception"] > 0
     extractor = Inception(str(place / "weights.pth"), resize)
-    files = sorted((place / "run" / "benchmarks" / "fid").glob("drawings-*/*.png"))
+    files = sorted(folder_of(place).glob("drawings-*/*.png"))
     two = [extractor.of_files(paths, 4) for paths in (files, sorted((place / "reference").iterdir()))]
     assert figures["fd_inception"] == pytest.approx(frechet_distance(*two), rel=1e-4)
-    kept = next((place / "run" / "benchmarks" / "fid").glob("reference-*.npz"))
-    (place / "run" / "benchmarks" / "fid" / "figures.json").unlink()
+    kept = next(folder_of(place).glob("reference-*.npz"))
     again = run(place, f"evaluation.fid.resize={resize}", f"evaluation.fid.reference={kept}")
     assert again["fd_inception"] == pytest.approx(figures["fd_inception"], rel=1e-6), "its own file of statistics"
 

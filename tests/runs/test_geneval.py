@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -56,8 +61,10 @@ def place(tmp_path, system, monkeypatch):
 
 def run(place, *settings):
     given = [f"evaluation.geneval.prompts={place / 'metadata.jsonl'}", "evaluation.geneval.samples=2"]
-    run_stage(geneval.main, None, [TOY, f"run={place / 'run'}", *given, *settings])
-    return json.loads((place / "run" / "benchmarks" / "geneval" / "figures.json").read_text())
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        run_stage(geneval.main, None, [TOY, f"run={place / 'run'}", *given, *settings])
+    (path,) = re.findall(r"GenEval.*: (\S+/figures.json)", said.getvalue())
+    return json.loads(Path(path).read_text()) | {"folder": Path(path).parent}
 
 
 def test_without_prompts_there_are_no_figures_but_reasons(tmp_path, capsys):
@@ -81,10 +88,9 @@ def test_drawings_are_laid_out_for_the_official_scorer_and_drawn_once(place):
     assert figures["overall"] is None and "the official scorer reads" in figures["reasons"]["overall"]
     before = files[3].read_bytes()
     asked.clear()
-    run(place)
-    assert asked == [], "nothing is left to do"
     files[3].unlink()
-    (place / "run" / "benchmarks" / "geneval" / "figures.json").unlink()
+    assert run(place) == figures and asked == [], "nothing is left to do"
+    shutil.rmtree(figures["folder"])
     run(place)
     assert asked == [PROMPTS[1]["prompt"]] and files[3].read_bytes() == before
 
@@ -102,7 +108,7 @@ def test_scores_by_the_official_rules(place, monkeypatch):
     found = run(place, f"evaluation.geneval.detector={place / 'detector'}", f"evaluation.clip={clip}")
     assert asked == [] and found["colors"] == 0.5 and found["overall"] == pytest.approx(2.5 / 3)
     assert found["images_correct"] == pytest.approx(5 / 6) and found["prompts_correct"] == 1
-    lines = (place / "run" / "benchmarks" / "geneval" / "results.jsonl").read_text().splitlines()
+    lines = (found["folder"] / "results.jsonl").read_text().splitlines()
     results = [json.loads(line) for line in lines]
     assert [result["correct"] for result in results] == [True] * 5 + [False]
     assert results[5]["reason"] == "cat is blue and not red" and json.loads(results[5]["metadata"]) == PROMPTS[2]

@@ -31,8 +31,16 @@ def run(tmp_path) -> Path:
     put(tmp_path, "benchmarks/nocaps-test/cc", {"n": 10600, "official_n": 10600, "reasons": {"score": "kept"},
                                                 "setting": setting | {"split": "test"}})  # fmt: skip
     put(tmp_path, "eval/vqa", {"accuracy": 0.5, "question_only": 0.6, "majority": 0.4, "n": 4})
-    put(
-        tmp_path, "benchmarks/fid", {"fid": None, "clip_score": 21.5, "n": 8, "reasons": {"fid": "not run: no weights"}}
+    drawn = {
+        "clip_score": 21.5,
+        "n": 8,
+        "reasons": {"fid": "not run: no weights"},
+        "setting": {"drawing": {"model": {}}},
+    }
+    put(tmp_path, "benchmarks/fid/dd", {"fid": None} | drawn)
+    put(tmp_path, "benchmarks/fid/ee", drawn | {"fid": 30.5, "release": "mine"})
+    write_json(
+        tmp_path / "benchmarks" / "fid" / "figures.json", {"fid": None, "reasons": {"fid": "not run: nothing set"}}
     )
     return tmp_path
 
@@ -68,7 +76,9 @@ def test_a_published_figure_stands_beside_one_of_the_same_split_rule_and_items_a
 def test_what_was_not_run_and_what_is_to_be_sent_in_are_told(run):
     tables.main(load_experiment(TOY, [f"run={run}"]), run)
     text, found = (run / "benchmarks" / "table.md").read_text(), read_json(run / "benchmarks" / "table.json")
-    assert "| FID | not run: no weights | 8 |" in text and "| CLIP score | 21.500 | 8 |" in text
+    own = "the run's, earlier weights"
+    assert f"| FID | {own} | not run: no weights | 8 |" in text and f"| CLIP score | {own} | 21.500 | 8 |" in text
+    assert "| FID | mine | 30.500 | 8 |" in text and "nothing set" not in text
     assert found["to_send_in"] == ["benchmarks/nocaps-test/cc/submission.json"]
     assert {row["set"] for row in found["not_run"]} == {about.title for about in tables.SETS.values()} - {
         "NoCaps", tables.SETS["gqa"].title

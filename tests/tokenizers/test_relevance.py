@@ -103,7 +103,7 @@ def test_a_folder_of_another_model_or_of_half_a_clip(clip, tmp_path):
 
 
 def test_bad_settings(tmp_path):
-    with pytest.raises(ValueError, match="cannot be opened as a CLIPModel"):
+    with pytest.raises(ValueError, match="cannot be opened as CLIP"):
         Clip(str(tmp_path))
     with pytest.raises(ValueError, match="pyramid.relevance.clip: no folder nowhere"):
         Clip("nowhere")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from lavit.data.order import Place, items_at
+from lavit.training import loop
 from lavit.training.optimizer import OptimizerConfig, learning_rate_factor
 
 ROOT = Path(__file__).parents[2]
@@ -343,6 +346,20 @@ def test_muon_skips_resumes_and_runs_on_ranks_as_adamw_does(one_rank, resumed, t
         # Newton-Schulz is in bf16, which turns a last bit of a gradient into more.
         torch.testing.assert_close(both[name], value, atol=2e-3, rtol=0)
     assert not torch.allclose(whole["first.weight"], by_hand(3)[1]["first.weight"], atol=1e-2), "AdamW goes elsewhere"
+
+
+@pytest.mark.parametrize("free", [0, 2**30])
+def test_a_checkpoint_that_the_disk_has_no_room_for_is_told_and_leaves_nothing(tmp_path, monkeypatch, free):
+    monkeypatch.setattr(loop.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    (tmp_path / "step3").mkdir()
+    (tmp_path / "step3" / "half.pt").write_text("half")
+    with (
+        pytest.raises(OSError if free == 0 else RuntimeError) as raised,
+        loop._telling_of_a_full_disk(tmp_path / "step3"),
+    ):
+        raise RuntimeError("unexpected pos 64 vs 0")  # as torch says it
+    assert (tmp_path / "step3").exists() == (free > 0)
+    assert free or (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(tmp_path / "step3"))
 
 
 def test_checkpoints_are_marked_and_only_the_newest_stay(one_rank, resumed):
