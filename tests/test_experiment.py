@@ -230,7 +230,7 @@ def test_a_full_disk_is_told_in_one_line(argv, capsys):
         raise OSError(errno.ENOSPC, "No space left on device", "run/extract/x.npz")
 
     assert ended(full, "extract", argv) == 2
-    said = "error: the disk of run/extract/x.npz is full; make room and give the same command again: it goes on where it was"
+    said = "error: the disk of run/extract/x.npz is full; make room and give the same command again"
     assert capsys.readouterr().err.startswith(said)
 
 
