@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lavit import experiment as module
 from lavit.config import load
 from lavit.experiment import Experiment, load_experiment, run_stage
+from lavit.experiment import stage as stage_module
 from lavit.runs import FolderLock
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(autouse=True)
 def parent(monkeypatch):
     """The tests' own parent is not watched."""
-    monkeypatch.setattr(module, "end_with_parent", lambda: None)
+    monkeypatch.setattr(stage_module, "end_with_parent", lambda: None)
 
 
 @pytest.fixture

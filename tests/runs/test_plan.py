@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval import plan
+from eval import counting, plan
 from eval.bench import saved_bytes
 from lavit.experiment import load_experiment
 from lavit.model import UnifiedLM
@@ -21,24 +21,24 @@ from lavit.tokens import Rows
 CONFIGS = Path(__file__).parents[2] / "configs" / "lavit"
 
 
-def stages(name: str, *overrides: str) -> dict[str, plan.StagePlan]:
+def stages(name: str, *overrides: str) -> dict[str, counting.StagePlan]:
     return {stage.name: stage for stage in plan.plan(load_experiment(CONFIGS / name, overrides))}
 
 
 @pytest.fixture(scope="module")
-def paper() -> dict[str, plan.StagePlan]:
+def paper() -> dict[str, counting.StagePlan]:
     return stages("paper.yaml")
 
 
-def parts(stage: plan.StagePlan) -> dict[str, plan.Part]:
+def parts(stage: counting.StagePlan) -> dict[str, counting.Part]:
     return {part.name: part for part in stage.parts}
 
 
 def test_zero_memory_is_that_of_the_paper_on_zero():
     """arXiv 1910.02054, figure 1: 7.5 B parameters, 64 GPUs, mixed precision."""
-    sizes = [plan.state_bytes(75 * 10**8, 75 * 10**8, stage, 64, (2, 2, 12)) / 1e9 for stage in range(4)]
+    sizes = [counting.state_bytes(75 * 10**8, 75 * 10**8, stage, 64, (2, 2, 12)) / 1e9 for stage in range(4)]
     assert sizes == pytest.approx([120, 31.4, 16.6, 1.9], abs=0.05)
-    assert plan.state_bytes(100, 10, 3, 10) == 40 + 4 + 8, "weights that are frozen are spread too"
+    assert counting.state_bytes(100, 10, 3, 10) == 40 + 4 + 8, "weights that are frozen are spread too"
 
 
 def test_parameters_at_the_papers_scale_are_the_published_ones(paper):
@@ -126,7 +126,7 @@ def test_what_blocks_keep_of_long_documents_is_what_a_real_pass_keeps(monkeypatc
         given = {"attention_mask": torch.zeros(1, 1, 1, 1), "position_ids": places[None], "use_cache": False}
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             forward = lambda: model.blocks(inputs_embeds=states, documents=documents, **given)  # noqa: B023, E731
-            found.append(plan.measure(model.blocks, forward))
+            found.append(counting.measure(model.blocks, forward))
     assert planned.kept == pytest.approx(found[0].kept, rel=0.1)
     assert checked.kept == pytest.approx(found[1].kept + found[0].kept / 4, rel=0.1)
     assert planned.kept_once == found[0].copies == 4 * checked.kept_once
