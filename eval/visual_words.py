@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ from lavit.tokens import PackedBatch
 from lavit.weights import load_weights
 from lavit.workspace import Workspace
 
-AT_ONCE = 16  # pictures
+AT_ONCE = 4  # pictures, whose patches' distributions over a large vocabulary take a gigabyte and more
 SHOWN = 2  # telling words of a patch
 RARE = 1e-5  # what is rarer tells nothing
 LETTERS = re.compile(r"[a-z]{3,}")
@@ -62,28 +64,26 @@ def main(experiment: Experiment, run: Path) -> None:
     pictures, model = work.pictures("captions", cfg.split), work.model()
     numbers = pictures.distinct(cfg.captions)
     batches = pictures_alone(work, model, cfg.split, numbers)
-    named = visual_words(model, batches)
-    progress.update(1)
     known = work.pictures("captions", "train").distinct(cfg.captions)
-    seen = visual_words(model, pictures_alone(work, model, "train", known))
+    usual = mean_words(model, pictures_alone(work, model, "train", known))
+    progress.update(1)
+    whole = WholeWords(work.text_tokenizer())
+    named = looked_over(visual_words(model, batches), usual, whole)
     progress.update(2)
-    figures = {"divergence": divergence(model, batches), **spread(named, seen.mean((0, 1)))}
+    figures = {"divergence": divergence(model, batches), **named.spread}
     phases = list(experiment.pretrain.parts())
     if len(phases) > 1:
         before = load_weights(work.new_model(), run / "pretrain" / phases[-2] / "model.safetensors")
         before.words = experiment.pretrain.parts()[phases[-2]].model.word_head
         figures |= {"divergence_before": divergence(before, batches), "before": phases[-2]}
     progress.update(3)
-    whole = WholeWords(work.text_tokenizer())
-    said, usual = whole(named), whole(seen).mean((0, 1))
     truth = [pictures.captions[n] for n in numbers]
     learned = work.pictures("captions", "train").captions
-    figures |= categories(said.mean(1), whole.words, truth, learned, experiment)
-    figures |= hits(said.mean(1), usual, whole.words, truth, learned, experiment)
-    words = torch.cat([said.argmax(-1, keepdim=True), telling(said, usual, SHOWN)], dim=-1).tolist()
+    figures |= categories(named.said, whole.words, truth, learned, experiment)
+    figures |= hits(named.said, whole(usual), whole.words, truth, learned, experiment)
     samples = [
         {"number": n, "truth": t, "words": [[whole.words[i] for i in patch] for patch in patches]}
-        for n, t, patches in zip(numbers, truth, words, strict=True)
+        for n, t, patches in zip(numbers, truth, named.shown.tolist(), strict=True)
     ]
     about = {"n": len(numbers), "split": cfg.split, "grid": experiment.tokenizer.model.encoder.grid}
     write_json(folder / "figures.json", figures | about | {"samples": samples})
@@ -99,28 +99,61 @@ def pictures_alone(work: Workspace, model: UnifiedLM, split: str, numbers: list[
 
 
 @torch.no_grad()
-def visual_words(model: UnifiedLM, batches: list[PackedBatch]) -> Tensor:
-    """(N, P, V) float32 distributions over text of every patch; the language model itself reads nothing for them."""
-    words = [model.head(Visual(model.port(batch.slots["image"]))) for batch in batches]
-    return torch.cat(words).unflatten(0, (sum(len(batch.ids) for batch in batches), -1))
+def visual_words(model: UnifiedLM, batches: list[PackedBatch]) -> Iterator[Tensor]:
+    """(n, P, V) float32 distributions over text of every patch of a batch's pictures, batch by batch.
+
+    The language model itself reads nothing for them.
+    """
+    for batch in batches:
+        yield model.head(Visual(model.port(batch.slots["image"]))).unflatten(0, (len(batch.ids), -1))
+
+
+def mean_words(model: UnifiedLM, batches: list[PackedBatch]) -> Tensor:
+    """(V,) float32 the mean over all patches: what pictures' words usually are."""
+    sums = [(words.double().sum((0, 1)), words.shape[0] * words.shape[1]) for words in visual_words(model, batches)]
+    return (sum(total for total, _ in sums) / sum(count for _, count in sums)).float()
+
+
+class Named(NamedTuple):
+    """What pictures are named.
+
+    Attributes:
+        said: (N, W) float32 the mean over a picture's patches of the probabilities of whole words.
+        shown: (N, P, 1 + SHOWN) int64 of each patch the likeliest whole word and those that tell most.
+        spread: how wide the distributions are, in nats, and how far the usual one is from them. Where all patches had
+            the same words, the entropy of their mean would be no larger than theirs.
+    """
+
+    said: Tensor
+    shown: Tensor
+    spread: dict[str, float]
+
+
+def looked_over(named: Iterable[Tensor], usual: Tensor, whole: Callable[[Tensor], Tensor]) -> Named:
+    """What pictures are named, from distributions (n, P, V) batch by batch; ``usual`` (V,) is what they usually are."""
+    often, said, shown, patches = whole(usual), [], [], 0
+    entropy, far, total = 0.0, 0.0, torch.zeros_like(usual, dtype=torch.float64)
+    for words in named:
+        its = whole(words)
+        said.append(its.mean(1))
+        shown.append(torch.cat([its.argmax(-1, keepdim=True), telling(its, often, SHOWN)], dim=-1))
+        own = torch.special.entr(words).sum(-1)
+        entropy += float(own.sum())
+        far -= float((own + torch.xlogy(words, usual).sum(-1)).sum())
+        total += words.double().sum((0, 1))
+        patches += own.numel()
+    spread = {
+        "entropy": entropy / patches,
+        "entropy_mean": float(torch.special.entr(total / patches).sum()),
+        "divergence_constant": far / patches,
+    }
+    return Named(torch.cat(said), torch.cat(shown), spread)
 
 
 @torch.no_grad()
 def divergence(model: UnifiedLM, batches: list[PackedBatch]) -> float:
     """How far the model's predictions are from its visual words, in nats, the mean over all patches."""
     return float(torch.cat([model.visual_words(batch).kl for batch in batches]).mean())
-
-
-def spread(words: Tensor, usual: Tensor) -> dict[str, float]:
-    """How wide the distributions (N, P, V) are, in nats, and how far the constant one, ``usual`` (V,), is from them.
-
-    Where all patches had the same words, the entropy of their mean would be no larger than theirs.
-    """
-    return {
-        "entropy": float(torch.special.entr(words).sum(-1).mean()),
-        "entropy_mean": float(torch.special.entr(words.mean((0, 1))).sum()),
-        "divergence_constant": float((torch.xlogy(words, words) - torch.xlogy(words, usual)).sum(-1).mean()),
-    }
 
 
 def categories(

@@ -279,6 +279,17 @@ def test_tokens_that_cannot_be_taken(argv, tmp_path, other, capsys, settings, sa
     assert said in capsys.readouterr().err
 
 
+def test_what_changes_no_result_may_be_changed_in_a_run_that_has_made_something(argv, tmp_path, capsys):
+    phase = "pretrain.phases.align.train"
+    given = [*argv, f"{phase}.steps=3", f"{phase}.workers=0"]
+    run_stage(lambda *given: None, None, given)
+    (tmp_path / "run" / "pretrain").mkdir()
+    (tmp_path / "run" / "pretrain" / "model.safetensors").touch()
+    run_stage(lambda *given: None, None, [*argv, f"{phase}.steps=3", f"{phase}.workers=2"])
+    assert ended(lambda *given: None, None, [*argv, f"{phase}.steps=4", f"{phase}.workers=2"]) == 2
+    assert f"{phase}.steps changed" in capsys.readouterr().err
+
+
 def test_a_slip_in_the_name_of_the_other_run_locks_nothing(argv, tmp_path, other):
     assert ended(lambda *given: None, None, [*argv, f"tokens_from={other}r"]) == 2
     run_stage(lambda *given: None, None, [*argv, f"tokens_from={other}", "tokenizer.train.workers=2"])

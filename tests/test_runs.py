@@ -23,6 +23,7 @@ from lavit.runs import (
     is_done,
     mark_done,
     open_run,
+    owner_of,
     read_done,
     read_json,
     read_progress,
@@ -166,6 +167,8 @@ def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
 
 
 def test_a_setting_may_change_until_its_stage_has_made_something(tmp_path):
+    assert owner_of("a.x.c.d", {"a": "1", "a.*.c": "2", "a.y.c": "3"}) == "2" and owner_of("b", {"a": "1"}) is None
+    assert owner_of("a.x", {"a": "1", "a.*.c": "2"}) == "1" and owner_of("ab", {"a": "1"}) is None
     owners = {"part": "models", "part.b": "data"}
     run = open_run(tmp_path / "r", Whole(), owners)
     for stage in ("models", "data"):

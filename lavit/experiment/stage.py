@@ -16,6 +16,7 @@ from lavit.runs import (
     is_done,
     mark_done,
     open_run,
+    owner_of,
     stage_clock,
     stage_folder,
     take_over,
@@ -25,7 +26,7 @@ from lavit.runs import (
 # Those of "" change nothing but, with the number of processes, the last digits.
 CHANGES_NO_RESULT = tuple(
     f"{stage}.train.{name}"
-    for stage in ("tokenizer", "pretrain", "autoencoder", "decoder", "vocoder", "pyramid")
+    for stage in ("tokenizer", "pretrain", "pretrain.phases.*", "autoencoder", "decoder", "vocoder", "pyramid")
     for name in ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
 )
 OWNERS = {
@@ -101,7 +102,7 @@ def require_alike(
     """
 
     def under(name: str, beginnings: tuple[str, ...]) -> bool:
-        return any(name == first or name.startswith(f"{first}.") for first in beginnings)
+        return owner_of(name, dict.fromkeys(beginnings, "")) is not None
 
     known, own = (read_plain_text(to_yaml(e)) for e in (load_experiment(start / "config.yaml"), experiment))
     changed = changed_keys(known, own)

@@ -221,9 +221,18 @@ def _as_meant(path: Path, config: Any) -> dict[str, Any]:
 
 
 def owner_of(key: str, owners: dict[str, str]) -> str | None:
-    """The stage of the longest beginning of a dotted key, None where the whole run depends on it."""
-    found = [start for start in owners if key == start or key.startswith(f"{start}.")]
-    return owners[max(found, key=len)] if found else None
+    """The stage of the longest beginning of a dotted key, None where the whole run depends on it.
+
+    A ``*`` among the beginnings stands for any one name.
+    """
+    names = key.split(".")
+    beginnings = {start: start.split(".") for start in owners}
+    found = [start for start, its in beginnings.items() if _begins(names, its)]
+    return owners[max(found, key=lambda start: len(beginnings[start]))] if found else None
+
+
+def _begins(names: list[str], its: list[str]) -> bool:
+    return len(its) <= len(names) and all(a in (b, "*") for a, b in zip(its, names, strict=False))
 
 
 def _has_made(folder: Path) -> bool:

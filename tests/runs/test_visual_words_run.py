@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from eval.demo import stages_of
-from eval.visual_words import WholeWords, categories, hits, spread
+from eval.visual_words import WholeWords, categories, hits, looked_over
 from lavit.experiment import load_experiment, run_stage
 from lavit.pipeline import LaVIT
 from lavit.workspace import Workspace
@@ -171,8 +171,9 @@ def test_whole_words_gather_their_pieces():
 
 def test_spread_tells_varied_words_from_the_same_ones():
     one, two = torch.eye(4)[:2] * 0.96 + 0.01
-    varied = spread(torch.stack([one, two])[:, None], torch.full((4,), 0.25))
-    same = spread(torch.stack([one, one])[:, None], one)
+    as_they_are = lambda words: words  # noqa: E731
+    varied = looked_over([one[None, None], two[None, None]], torch.full((4,), 0.25), as_they_are).spread
+    same = looked_over([torch.stack([one, one])[:, None]], one, as_they_are).spread
     assert varied["entropy_mean"] > varied["entropy"] + 0.5
     assert same["entropy_mean"] == pytest.approx(same["entropy"], abs=1e-6)
     assert same["divergence_constant"] == pytest.approx(0, abs=1e-6) and varied["divergence_constant"] > 1
