@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lavit.config import OneOf
 from lavit.data.assets import fetch
 from lavit.data.images import shrink
+from lavit.weights import fill
 
 LARGEST = 4096  # pixels of the longer side before a picture is padded: one of 60,000 × 1 would take 10 GiB
 FITS = ("pad", "stretch")
@@ -88,7 +89,7 @@ class Encoder(nn.Module):
         with torch.random.fork_rng(devices=[]):  # timm draws weights, all of which are replaced
             self.backbone = new_backbone(config)
         if pretrained:
-            load_weights(self.backbone, config.weights)
+            start_weights(self.backbone, config.weights)
         self.backbone.eval().requires_grad_(False)
         self.register_buffer("pixel_mean", torch.tensor(config.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.std).view(1, 3, 1, 1), persistent=False)
@@ -237,7 +238,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
+def start_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
     """Fill ``backbone`` in place from an asset, a local state dict, or a seed.
 
     Raises:
@@ -256,15 +257,10 @@ def load_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
     if path is None or not path.is_file():
         raise ValueError(f"no encoder weights at {path or value}; set tokenizer.encoder.weights.file to a state dict")
     state = read_state(path)
-    own = backbone.state_dict()
     if kind == "asset":
         # The package names its layers in its own way, but lists the same tensors in the same order as timm.
-        state = dict(zip(own, state.values(), strict=True))
-    wrong = [name for name in own.keys() | state.keys() if name not in own or name not in state]
-    wrong += [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
-    if wrong:
-        raise ValueError(f"{path} does not fit; missing, unexpected or of another shape: {sorted(wrong)[:8]}")
-    backbone.load_state_dict(state)
+        state = dict(zip(backbone.state_dict(), state.values(), strict=True))
+    fill(backbone, state, path)
 
 
 def to_pixels(image: Image.Image, size: int, fit: str = "pad") -> Tensor:
