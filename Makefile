@@ -71,8 +71,9 @@ eval-tokenizer: setup
 eval-caption eval-vqa: setup
 ifneq ($(SET),)
 	$(if $(DATA),,$(error give DATA, the folder that $(SET) was unpacked into))
-	@$(LAUNCH) eval.benchmark $(LAUNCHED) 'benchmarks.data.$(SET)=$(DATA)' 'benchmarks.sets=[$(SET)]'
+	@$(LAUNCH) eval.benchmark $(LAUNCHED) 'benchmarks.data.$(SET)=$(subst ','\'',$(DATA))' 'benchmarks.sets=[$(SET)]' benchmarks.task=$(if $(filter %-caption,$@),caption,question)
 else
+	$(if $(DATA),$(error give SET, the name of the standard set in $(DATA)))
 	@$(RUN) -m eval.$(@:eval-%=%) $(CONFIG) $(ARGS)
 endif
 

@@ -44,6 +44,9 @@ def main(experiment: Experiment, run: Path) -> None:
     rank = rank_and_world()[0]
     if not config.data and rank == 0:
         print(f"benchmarks.data names no folder of a standard set ({', '.join(SETS)}): none is scored", flush=True)
+    if other := [name for name in config.sets if name in SETS and config.task not in (None, SETS[name].task)]:
+        about = SETS[other[0]]
+        raise ValueError(f"{about.title}: `make eval-{'caption' if about.task == 'caption' else 'vqa'}` scores it")
     writer = functools.cache(lambda: open_writer(experiment, run))
     for name, place in config.data.items():
         if config.sets and name not in config.sets:
@@ -60,7 +63,18 @@ def main(experiment: Experiment, run: Path) -> None:
                 with stage_clock(folder) if rank == 0 else contextlib.nullcontext():
                     evaluate(benchmark, setting, writer, experiment, folder)
         if rank == 0:
-            print(f"{SETS[name].title}: {folder / 'figures.json'}", flush=True)
+            path = folder / "figures.json"
+            print(f"{SETS[name].title}: {said_of(read_json(path))}{path}", flush=True)
+
+
+def said_of(figures: dict[str, Any]) -> str:
+    """The figures that are looked for first, with their intervals."""
+    said = []
+    for name in ("cider", "accuracy", "accuracy_lemmatised"):
+        if figures.get(name) is not None:
+            low, high = figures[f"{name}_interval"]
+            said.append(f"{name} {figures[name]:.4f} [{low:.4f}, {high:.4f}]")
+    return f"{', '.join(said)} of {figures['n']:,} items, " if said else ""
 
 
 def limited(benchmark: Benchmark, limit: int) -> Benchmark:
@@ -75,11 +89,26 @@ def setting_of(benchmark: Benchmark, experiment: Experiment, run: Path) -> dict[
         "split": benchmark.split,
         "annotations": benchmark.digest,
         "items": digest_of([item.id for item in benchmark.items]),
+        "pictures": pictures_digest(benchmark.items),
         "model": writer_digests(experiment, run),
         "precision": writer_precision(experiment),
         "asked": asked_how(benchmark, experiment),
         "seed": experiment.seed,
     }
+
+
+def pictures_digest(items: Sequence[Item]) -> str:
+    """sha256 of the names and sizes of all pictures, which tells of most changes and takes no reading.
+
+    Raises:
+        ValueError: one that is not there.
+    """
+    try:
+        paths = {item.image for item in items} - {None}
+        sizes = {f"{path.parent.name}/{path.name}": path.stat().st_size for path in paths}
+    except OSError as error:
+        raise ValueError(f"the picture {error.filename} cannot be read ({error.strerror}); get it again") from None
+    return digest_of(sorted(sizes.items()))
 
 
 def asked_how(benchmark: Benchmark, experiment: Experiment) -> dict[str, Any]:

@@ -36,16 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = Path(load_section(argv[0], argv[1:], "run", str))
         if not checks.arms or not checks.seeds:
             raise ValueError(
-                f"{argv[0]} has no checks; name some in checks.arms, e.g. {{plain: [], other: [key=value]}}"
+                f"{argv[0]} has no checks; those of teal, visual_words and spae have some (configs/*/demo.yaml), and "
+                "others are named in checks.arms, e.g. {plain: [], other: [key=value]}"
             )
         wrong = [name for name in checks.figures if name.partition(".")[0] not in REQUIRED]
         if wrong or not checks.figures:
             raise ValueError(
                 f"checks.figures: {wrong or 'none'}; name group.figure, the groups being {', '.join(REQUIRED)}"
             )
-        for seed in checks.seeds:
-            for arm, settings in checks.arms.items():
-                print(f"== {arm}, seed {seed}", flush=True)
+        for turn, seed in enumerate(checks.seeds):
+            for number, (arm, settings) in enumerate(checks.arms.items(), 1):
+                of = f"{turn * len(checks.arms) + number} of {len(checks.seeds) * len(checks.arms)}"
+                print(f"== {arm}, seed {seed} ({of})", flush=True)
                 own = folder_of(run, arm, seed)
                 given = [*argv, *checks.settings, *settings, f"seed={seed}", f"run={own}"]
                 first, *others = checks.arms

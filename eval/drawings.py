@@ -19,8 +19,9 @@ from lavit.launch import rank_and_world
 from lavit.pages.pictures import to_image
 from lavit.pipeline import LaVIT
 from lavit.runs import Progress, is_done, write_json, written_whole
-from lavit.system import Painting
+from lavit.system import IN_CONTEXT, Painting
 from lavit.tokenizers.relevance import Clip
+from lavit.vocabulary import UNDERSTANDS
 
 
 class Wanted(NamedTuple):
@@ -51,6 +52,16 @@ def drawing_setting(experiment: Experiment, run: Path, config: DrawingConfig) ->
         "judge": None if config.candidates == 1 else weights_digests(clip) if clip else "the model itself",
         "seed": experiment.seed,
     }
+
+
+def check_draws(experiment: Experiment) -> None:
+    """Raise ValueError for a run whose system does not draw from texts."""
+    if experiment.benchmarks.release is not None:
+        return
+    if experiment.pyramid is not None:
+        raise ValueError(f"words of a pyramid are not drawn from texts: {IN_CONTEXT} are what a frozen model can do")
+    if experiment.pretrain.last().model.port == "unmerged":
+        raise ValueError(UNDERSTANDS)
 
 
 def draw_missing(

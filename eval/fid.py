@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.drawings import Wanted, draw_missing, drawing_setting, not_run, setting_folder
+from eval.drawings import Wanted, check_draws, draw_missing, drawing_setting, not_run, setting_folder
 from eval.models import digest_of, open_artist, weights_digests
 from lavit.arguments import batches, device_of_rank
 from lavit.benchmarks.drawings import read_captions, sampled
@@ -65,6 +65,7 @@ def main(experiment: Experiment, run: Path) -> None:
         if rank == 0:
             not_run(folder, "FID and CLIP score", reasons)
         return
+    check_draws(experiment)
     with contextlib.ExitStack() as stack:
         if rank == 0:
             stack.enter_context(FolderLock(folder))
@@ -73,7 +74,11 @@ def main(experiment: Experiment, run: Path) -> None:
 
 
 def missing(config: FidConfig, clip: str | None) -> dict[str, str]:
-    """Why each figure cannot be measured, by its name."""
+    """Why each figure cannot be measured, by its name.
+
+    Raises:
+        ValueError: a place is set, and nothing is there.
+    """
     needs = {
         "fid": {f"{KEY}.weights": config.weights, f"{KEY}.reference": config.reference},
         "clip_score": {"evaluation.clip": clip},
@@ -81,9 +86,10 @@ def missing(config: FidConfig, clip: str | None) -> dict[str, str]:
     reasons: dict[str, str] = {}
     for figure, places in needs.items():
         for key, place in places.items():
-            if place is None or not Path(place).exists():
-                why = "is not set" if place is None else f"names {place}, which is not there"
-                reasons.setdefault(figure, f"not run: {key} {why}")
+            if place is None:
+                reasons.setdefault(figure, f"not run: {key} is not set")
+            elif not Path(place).exists() or key == f"{KEY}.weights" and not Path(place).is_file():
+                raise ValueError(f"{key} names {place}, which is not there, or no file of weights; correct the path")
     return reasons
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from eval.drawings import Wanted, draw_missing, drawing_setting, not_run, setting_folder
+from eval.drawings import Wanted, check_draws, draw_missing, drawing_setting, not_run, setting_folder
 from eval.models import digest_of, open_artist, weights_digests
 from lavit.arguments import device_of_rank
 from lavit.benchmarks.detector import ColourJudge, Detection, Detector
@@ -52,12 +52,15 @@ Colours = Callable[[Image.Image, str, Sequence[Detection]], Sequence[str]]
 def main(experiment: Experiment, run: Path) -> None:
     config, rank = experiment.evaluation.geneval or GenEvalConfig(), rank_and_world()[0]
     folder = stage_folder(run, "benchmarks/geneval")
-    if config.prompts is None or not Path(config.prompts).is_file():
+    for key, place in ((f"{KEY}.detector", config.detector), ("evaluation.clip", experiment.evaluation.clip)):
+        if place is not None and not Path(place).is_dir():
+            raise ValueError(f"{key} names {place}, which is no folder; correct the path, or leave it out")
+    if config.prompts is None:
         if rank == 0:
-            why = "is not set" if config.prompts is None else f"names {config.prompts}, which is not there"
-            reason = f"not run: {KEY}.prompts {why}"
+            reason = f"not run: {KEY}.prompts is not set"
             not_run(folder, "GenEval", dict.fromkeys(NAMES, reason))
         return
+    check_draws(experiment)
     with contextlib.ExitStack() as stack:
         if rank == 0:
             stack.enter_context(FolderLock(folder))
@@ -69,9 +72,7 @@ def evaluate(
     experiment: Experiment, run: Path, config: GenEvalConfig, prompts: list[dict[str, Any]], folder: Path
 ) -> None:
     """Draw what is missing; on rank 0, score it as soon as all is there."""
-    rank, clip_folder = rank_and_world()[0], experiment.evaluation.clip
-    clip_folder = clip_folder if clip_folder and Path(clip_folder).exists() else None
-    judged_by = config.detector if config.detector is not None and Path(config.detector).exists() else None
+    rank, clip_folder, judged_by = rank_and_world()[0], experiment.evaluation.clip, config.detector
     setting: dict[str, Any] = {"prompts": digest_of(prompts), "samples": config.samples}
     setting["drawing"] = drawing_setting(experiment, run, config.drawing) | {"texts": setting["prompts"]}
     drawings = folder / f"drawings-{digest_of(setting['drawing'])[:12]}"

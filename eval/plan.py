@@ -337,8 +337,9 @@ def show(stages: list[StagePlan], gpus: int) -> str:
         for zero in range(4):
             states, activations = stage.memory(zero, gpus)
             used = "  <- configured" if zero == train.zero_stage else ""
+            on = f"{gpus} GPU{'s' * (gpus > 1)}"
             lines.append(
-                f"  ZeRO {zero} on {gpus} GPUs: {gib(states + activations)} a GPU, {gib(states)} of it model states, "
+                f"  ZeRO {zero} on {on}: {gib(states + activations)} a GPU, {gib(states)} of it model states, "
                 f"{gib(activations)} kept for the backward pass{used}"
             )
         tokens = f" with {stage.tokens:,} tokens" if stage.tokens else ""

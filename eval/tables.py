@@ -36,7 +36,8 @@ DRAWN = {
 class Line(NamedTuple):
     """A measured figure × 100 with its interval, on how many of how many items; ``published`` by system.
 
-    ``model`` is a release, or the run's own one, be it that of now or an earlier one; ``setting`` names the folder.
+    ``model`` is a release, or the run's own one, be it that of now or an earlier one; ``setting`` names the folder and
+    tells how texts were written.
     """
 
     title: str
@@ -123,7 +124,7 @@ def benchmark_lines(experiment: Experiment, run: Path) -> list[Line]:
                 Line(
                     about.title,
                     model_name(figures.get("release"), setting["model"], writer_digests, experiment, run),
-                    path.parent.name,
+                    f"{path.parent.name}: {written_how(setting)}",
                     setting["split"],
                     words,
                     100 * figures[key],
@@ -135,6 +136,12 @@ def benchmark_lines(experiment: Experiment, run: Path) -> list[Line]:
                 )
             )
     return lines
+
+
+def written_how(setting: dict[str, Any]) -> str:
+    """A plan in a few words."""
+    plan = setting["asked"].get("captions") or setting["asked"]["answers"]
+    return f"{plan['beams']} beam{'s' * (plan['beams'] > 1)}, {plan['min_tokens']} to {plan['max_tokens']} tokens"
 
 
 def model_name(
@@ -206,12 +213,12 @@ def markdown(
     if lines:
         heads = " | ".join(f"{name} (published)" for name in systems)
         out += [
-            f"| set | split | model | figure | measured here [95 %] | items | {heads} |",
-            "|---" * (6 + len(systems)) + "|",
+            f"| set | split | model | setting | figure | measured here [95 %] | items | {heads} |",
+            "|---" * (7 + len(systems)) + "|",
         ]
         for line in lines:
             others = " | ".join(f"{line.published[name]:.1f}" if name in line.published else "" for name in systems)
-            cells = (line.title, line.split, line.model, line.metric, line.ours, line.items, others)
+            cells = (line.title, line.split, line.model, line.setting, line.metric, line.ours, line.items, others)
             out.append(f"| {' | '.join(cells)} |")
         out += ["", "Figures are × 100. Published ones are quoted, of other models, and were not measured here."]
     if missing:
@@ -220,12 +227,13 @@ def markdown(
         out += ["", "To be sent to the set's owner, who keeps the answers: " + ", ".join(kept) + "."]
     if drawn:
         heads = " | ".join(f"{name} (published)" for name in systems)
-        out += ["", "## Drawings", "", f"| figure | model | measured here | drawings | {heads} |"]
-        out += ["|---" * (4 + len(systems)) + "|"]
+        out += ["", "## Drawings", "", f"| figure | model | setting | measured here | drawings | {heads} |"]
+        out += ["|---" * (5 + len(systems)) + "|"]
         for line in drawn:
             value = line.why if line.value is None else f"{line.value:.3f}"
             others = " | ".join(f"{line.published[name]:.1f}" if name in line.published else "" for name in systems)
-            out.append(f"| {line.title} | {line.model} | {value} | {line.n or ''} | {others} |")
+            cells = (line.title, line.model, line.setting, value, line.n or "", others)
+            out.append(f"| {' | '.join(map(str, cells))} |")
         out += [
             "",
             "Published FIDs are of 30,000 captions of COCO, and are shown beside such a figure alone.",

@@ -110,6 +110,10 @@ def parser() -> argparse.ArgumentParser:
 
 def opened(arguments: argparse.Namespace) -> LaVIT:
     """The system that a command is to use."""
+    one = getattr(arguments, "image", [])
+    shown = [*getattr(arguments, "images", []), *(one if isinstance(one, list) else [one])]
+    if missing := [str(path) for path in shown if not path.is_file()]:  # before it is opened, which takes longer
+        raise ValueError(f"image '{missing[0]}' cannot be read: No such file; correct its path")
     from lavit.pipeline import LaVIT
 
     names = ("device", "dtype", "bits", "offload", "batch")

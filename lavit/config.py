@@ -130,6 +130,7 @@ def _build(schema: type[T], layers: list[Layer], path: str | Path | None) -> T:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         reason = str(error).splitlines()[0]
+        reason = "give a list, e.g. [one, other]" if "is not a ListConfig" in reason else reason
         raise ConfigError(f"{path or 'command line'}: bad value for '{key}': {reason}") from None
     _check_choices(config, "")
     return config

@@ -135,6 +135,7 @@ def supervise(command: list[str], environment: dict[str, str]) -> int:
         if not end_all([group], stop.signal or signal.SIGTERM, SAVE_PATIENCE):
             print("what had not ended was killed; its last checkpoint is whole", file=sys.stderr)
         if stop.requested:
+            print("stopped; the same command goes on where it was", file=sys.stderr)
             return stop.exit_code
     if abandoned:
         print("error: the launcher was killed while its ranks ran; run again to go on", file=sys.stderr)

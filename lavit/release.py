@@ -228,7 +228,8 @@ def read_config(folder: Path, verify: bool = True) -> ReleaseConfig:
         ValueError: no release there, one of a newer format, and files that are missing or altered, by name.
     """
     if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is no release: it has no config.yaml; give a folder that save_pretrained wrote")
+        lacks = "it has no config.yaml" if folder.is_dir() else "there is no such folder"
+        raise ValueError(f"{folder} is no release: {lacks}; give a folder that save_pretrained wrote")
     found = read_layers(folder / "config.yaml")[0][1].get("format")
     if found is None:
         raise ValueError(

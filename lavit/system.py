@@ -55,6 +55,8 @@ class System:
     def from_run(cls, work: Workspace, renders: bool = True) -> Self:
         """The parts that a run trained; what writes text alone needs no renderer, which may not be there yet.
 
+        A system that only understands pictures has none.
+
         Raises:
             ValueError: a run whose language model is frozen and reads words of a pyramid.
         """
@@ -63,7 +65,7 @@ class System:
         stage, cfg = work.experiment.pretrain, work.experiment.evaluation
         language = LanguageConfig.of(stage.row, stage.read, stage.last().model)
         plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates, cfg.transcript, cfg.speech)
-        renderer = work.renderer() if renders else None
+        renderer = work.renderer() if renders and stage.last().model.port != "unmerged" else None
         parts = Parts(work.tokenizer(), work.model(), renderer, work.text_tokenizer(), language, plans)
         if work.experiment.tokenizer.speech is not None:
             parts.speech = work.speech_tokenizer()

@@ -152,10 +152,13 @@ def loaded(*make: str) -> Experiment:
 def test_a_standard_set_s_arguments_arrive():
     config = loaded("eval-caption", "SET=nocaps", "DATA=/data/no caps").benchmarks
     assert config.data == {"nocaps": "/data/no caps"} and config.sets == ["nocaps"]
+    assert loaded("eval-vqa", "SET=gqa", "DATA=/data/it's").benchmarks.data == {"gqa": "/data/it's"}
     fid = loaded("eval-fid", "ARGS=evaluation.fid.weights=a.pth evaluation.fid.reference=b").evaluation.fid
     assert (fid.weights, fid.reference) == ("a.pth", "b")
     said = subprocess.run(["make", "-n", "eval-vqa", "SET=gqa"], cwd=ROOT, capture_output=True, text=True)
     assert said.returncode and "give DATA, the folder that gqa was unpacked into" in said.stderr
+    said = subprocess.run(["make", "-n", "eval-vqa", "DATA=/data"], cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode and "give SET, the name of the standard set in /data" in said.stderr
     with pytest.raises(ValueError, match="gqa has no folder in benchmarks.data"):
         load_experiment(ROOT / "configs/lavit/demo.yaml", ["benchmarks.sets=[gqa]"])
 

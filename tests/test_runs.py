@@ -166,6 +166,12 @@ def test_settings_that_are_newer_than_a_run_had_their_defaults(tmp_path):
         open_run(run, Whole())
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"the run folder .*file/run cannot be written \(Not a directory\); choose"):
+        open_run(tmp_path / "file" / "run", Whole())
+
+
 def test_a_setting_may_change_until_its_stage_has_made_something(tmp_path):
     assert owner_of("a.x.c.d", {"a": "1", "a.*.c": "2", "a.y.c": "3"}) == "2" and owner_of("b", {"a": "1"}) is None
     assert owner_of("a.x", {"a": "1", "a.*.c": "2"}) == "1" and owner_of("ab", {"a": "1"}) is None

@@ -64,7 +64,10 @@ def read_captions(path: str | Path, key: str) -> list[str]:
         caption = line.get("caption") if isinstance(line, dict) else None
         if not isinstance(caption, str) or not caption.strip():
             raise ValueError(f'{key}: {path}, {place} has no "caption" that is a text')
-        by_image.setdefault(line.get("image_id", place), []).append(" ".join(caption.split()))
+        image = line.get("image_id", place)
+        if not isinstance(image, str | int):
+            raise ValueError(f'{key}: {path}, {place} has an "image_id" that is neither a text nor a number')
+        by_image.setdefault(image, []).append(" ".join(caption.split()))
     if not by_image:
         raise ValueError(f"{key}: {path} holds no captions")
     return [min(captions, key=lambda text: hashlib.sha256(text.encode()).digest()) for captions in by_image.values()]
@@ -72,14 +75,18 @@ def read_captions(path: str | Path, key: str) -> list[str]:
 
 def _caption_lines(path: Path, text: str, key: str) -> list[tuple[str, Any]]:
     """What describes each caption, and where it stands."""
+    place = "the file"
     try:
         if path.suffix == ".json":
             return [(f"annotation {n}", line) for n, line in enumerate(json.loads(text)["annotations"])]
-        lines = enumerate(text.splitlines(), 1)
-        return [(f"line {n}", json.loads(line)) for n, line in lines if line.strip()]
+        rows = []
+        for number, line in enumerate(text.splitlines(), 1):
+            place = f"line {number}"
+            rows += [(place, json.loads(line))] if line.strip() else []
+        return rows
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f'{key}: {path} is neither COCO\'s annotations (.json with "annotations") nor lines of JSON'
+            f'{key}: {path} is neither COCO\'s annotations (.json with "annotations") nor lines of JSON ({place})'
         ) from None
 
 

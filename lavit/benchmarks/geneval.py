@@ -63,6 +63,9 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
         if line.strip():
             try:
                 prompts.append(_checked(json.loads(line)))
+            except json.JSONDecodeError as error:
+                what = f"it is no JSON ({error.msg} at character {error.pos})"
+                raise ValueError(f"{KEY}.prompts: {path}, line {number}: {what}") from None
             except ValueError as error:
                 raise ValueError(f"{KEY}.prompts: {path}, line {number}: {error}") from None
     if not prompts:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -143,7 +144,8 @@ def _network(path: Path) -> nn.Module:
         torch.load(path, weights_only=True)  # the library would unpickle anything; what passes here holds tensors alone
         network = FeatureExtractorInceptionV3("inception-v3-compat", [str(WIDTH)], str(path))
     except Exception as error:  # of many kinds: no archive, something else than tensors, other names or shapes
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = " ".join(str(error).split())[:160]
+        reason = "it is no file of tensors" if isinstance(error, UnpicklingError) else reason
         raise ValueError(f"{KEY}.weights: {path} does not hold Inception's weights for FID ({reason} …)") from None
     return network.eval()
 

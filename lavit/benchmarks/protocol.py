@@ -19,6 +19,7 @@ class BenchmarksConfig:
     Attributes:
         data: the folder of each set that is there, by the set's name, as its owner distributes it.
         sets: those of them that are scored; by default all.
+        task: ``caption`` or ``question``, which the ``sets`` must be of.
         split: of all of them; by default the one that is reported of each set.
         limit: so many items, evenly spread over the split; 0 takes all.
         release: the folder of a release that is measured in place of the run's own model; by FID and GenEval too.
@@ -35,6 +36,7 @@ class BenchmarksConfig:
 
     data: dict[str, str] = field(default_factory=dict)
     sets: list[str] = field(default_factory=list)
+    task: str | None = None
     split: str | None = None
     limit: int = 0
     release: str | None = None

@@ -253,7 +253,9 @@ def read_benchmark(name: str, folder: str | Path, split: str | None = None) -> B
         raise ValueError(f"{info.title} in {folder} has nothing in split {split}; get its files from {info.where}")
     seen: set[int | str] = set()
     if doubled := [item.id for item in items if item.id in seen or seen.add(item.id)]:
-        raise ValueError(f"{info.title} in {folder} has {named(doubled)} twice; get its files anew from {info.where}")
+        raise ValueError(
+            f"{info.title} in {folder} has the id {named(doubled)} twice; get its files anew from {info.where}"
+        )
     return Benchmark(name, info.task, split, tuple(items), place.digest)
 
 

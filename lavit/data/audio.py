@@ -76,13 +76,15 @@ def _mono(value: Any, name: str) -> np.ndarray:
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     if not isinstance(value, np.ndarray) or value.ndim not in (1, 2) or not value.size:
-        what = f"an array {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+        what = f"an array {value.shape}" if isinstance(value, np.ndarray) else f"of type {type(value).__name__}"
         raise AudioError(f"sound '{name}' is {what}; give a path, bytes, or samples (n,) or (channels, n)")
     if value.dtype == np.int16:
         value = value / 2.0**15
     elif not np.issubdtype(value.dtype, np.floating):
         raise AudioError(f"sound '{name}' holds {value.dtype}; give floats in [-1, 1] or int16")
     most = float(np.abs(value).max())
-    if not math.isfinite(most) or most > 1:
+    if not math.isfinite(most):
+        raise AudioError(f"sound '{name}' has samples that are not finite")
+    if most > 1:
         raise AudioError(f"sound '{name}' has samples outside of [-1, 1]; scale them, or give int16")
     return (value.mean(0) if value.ndim == 2 else value).astype(np.float32)

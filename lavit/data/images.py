@@ -57,7 +57,7 @@ def open_image(source: bytes | Path, name: str) -> Image.Image:
         raise ImageError(f"image '{name}' is too large: {limit}; make it smaller") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         reason = f"it is none of {', '.join(FORMATS)}" if "cannot identify" in str(error) else error
-        raise ImageError(f"image '{name}' cannot be decoded: {reason}") from None
+        raise ImageError(f"image '{name}' cannot be decoded: {reason}; get it again") from None
 
 
 def as_image(value: Any, name: str = "image") -> Image.Image:

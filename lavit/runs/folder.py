@@ -6,6 +6,7 @@ else it holds.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -175,15 +176,20 @@ def open_run(folder: str | Path, config: Any, owners: dict[str, str] | None = No
             nothing, the setting may still change. Those of "" change nothing that is kept, and always may.
 
     Raises:
-        ConfigError: the folder holds a run of another configuration.
+        ConfigError: the folder holds a run of another configuration, or cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").exists():
-        write_atomic(folder / "config.yaml", to_yaml(config))
-    elif require_same_config(folder, config, owners):
-        write_atomic(folder / "config.yaml", to_yaml(config))
-    _record_environment(folder / "environment.json")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.yaml").exists() or require_same_config(folder, config, owners):
+            write_atomic(folder / "config.yaml", to_yaml(config))
+        _record_environment(folder / "environment.json")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise ConfigError(
+            f"the run folder {folder} cannot be written ({error.strerror}); choose another with run=other/folder"
+        ) from None
     return folder
 
 

@@ -102,7 +102,11 @@ def _words_of_file(text: PreTrainedTokenizerBase, path: Path) -> WordList:
         raise ValueError(f"pyramid.words.file: no file {path}; write the words there, one a line")
     ids: list[int] = []
     words: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"pyramid.words.file: {path} is no text in UTF-8; write it so") from None
+    for number, line in enumerate(lines, start=1):
         if not (word := line.strip()):
             continue
         where = f"pyramid.words.file: {path}, line {number}: '{word}'"

@@ -64,7 +64,7 @@ def test_nocaps_test_has_neither(tmp_path):
     (lambda f: f.pop("annotations"), "annotations is missing"),
     (lambda f: f["annotations"][0].update(image_id=5), r"annotations\[0\] is of image 5, which is not there"),
     (lambda f: f["annotations"].pop(3), "images 1 have no caption"),
-    (lambda f: f["images"].append(f["images"][0]), "has 0 twice"),
+    (lambda f: f["images"].append(f["images"][0]), "has the id 0 twice"),
 ])  # fmt: skip
 def test_altered_nocaps(edit, text, tmp_path):
     change(nocaps(tmp_path) / "nocaps_val_4500_captions.json", edit)

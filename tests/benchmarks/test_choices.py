@@ -25,7 +25,7 @@ def test_scienceqa_with_and_without_pictures(tmp_path):
     ("problems", lambda f: f["5"].pop("hint"), "5.hint is missing"),
     ("pid_splits", lambda f: f.pop("test"), "pid_splits.json: test is missing"),
     ("pid_splits", lambda f: f["test"].append(4), "test holds 4 and not text alone"),
-    ("pid_splits", lambda f: f["test"].append("4"), "ScienceQA in .* has '4' twice"),
+    ("pid_splits", lambda f: f["test"].append("4"), "ScienceQA in .* has the id '4' twice"),
 ])  # fmt: skip
 def test_altered_scienceqa(name, edit, text, tmp_path):
     change(scienceqa(tmp_path) / f"{name}.json", edit)

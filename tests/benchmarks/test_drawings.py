@@ -27,6 +27,12 @@ def test_one_caption_of_each_image_always_the_same(tmp_path):
         ("a.jsonl", '{"caption": "a"}\n{"text": "b"}', 'key: .*a.jsonl, line 2 has no "caption" that is a text'),
         ("a.json", '{"annotations": [{"caption": " "}]}', 'annotation 0 has no "caption"'),
         ("a.json", '{"caption": "a"}', "neither COCO's annotations .* nor lines of JSON"),
+        ("a.jsonl", '{"caption": "a"}\n{"caption', r"nor lines of JSON \(line 2\)"),
+        (
+            "a.jsonl",
+            '{"caption": "a", "image_id": [1]}',
+            'line 1 has an "image_id" that is neither a text nor a number',
+        ),
         ("a.jsonl", "a cat", "nor lines of JSON"),
         ("a.jsonl", "", "holds no captions"),
     ],

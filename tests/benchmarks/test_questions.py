@@ -47,7 +47,7 @@ def test_altered_annotations(edit, text, tmp_path):
 def test_altered_questions(tmp_path):
     path = vqav2(tmp_path) / "v2_OpenEnded_mscoco_val2014_questions.json"
     change(path, lambda file: file["questions"].append(file["questions"][0]))
-    with pytest.raises(ValueError, match="VQAv2 in .* has 42000 twice"):
+    with pytest.raises(ValueError, match="VQAv2 in .* has the id 42000 twice"):
         read_benchmark("vqav2", tmp_path)
     change(path, lambda file: file["questions"][0].update(question_id="42000"))
     with pytest.raises(ValueError, match=r"questions\[0\].question_id is '42000' and not a whole number"):
@@ -87,7 +87,7 @@ def test_vizwiz_names_questions_by_their_images(tmp_path):
     (lambda f: f[0].update(answerable=2), r"\[0\].answerable is 2 and neither 0 nor 1"),
     (lambda f: f[1].update(answers=[]), r"\[1\] has 0 answers and not 10"),
     (lambda f: f[1].pop("question"), r"\[1\].question is missing"),
-    (lambda f: f[1].update(image=f[0]["image"]), "VizWiz-VQA in .* has 'VizWiz_val_00000000.jpg' twice"),
+    (lambda f: f[1].update(image=f[0]["image"]), "VizWiz-VQA in .* has the id 'VizWiz_val_00000000.jpg' twice"),
 ])  # fmt: skip
 def test_altered_vizwiz(edit, text, tmp_path):
     change(vizwiz(tmp_path) / "Annotations" / "val.json", edit)

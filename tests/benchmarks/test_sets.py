@@ -65,7 +65,7 @@ def test_an_empty_split_and_an_id_that_stands_twice(tmp_path):
     path = tmp_path / "TextVQA_0.5.1_val.json"
     WRITERS["textvqa"](tmp_path)
     change(path, lambda file: file["data"].extend(file["data"]))
-    with pytest.raises(ValueError, match="TextVQA in .* has 34602 twice"):
+    with pytest.raises(ValueError, match="TextVQA in .* has the id 34602 twice"):
         read_benchmark("textvqa", tmp_path)
     change(path, lambda file: file["data"].clear())
     with pytest.raises(ValueError, match="TextVQA in .* has nothing in split val"):

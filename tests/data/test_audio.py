@@ -53,11 +53,11 @@ def test_arrays_and_tensors_have_a_rate():
         (tone(RATE), None, "samples without a rate"),
         (tone(RATE), 0, "samples without a rate"),
         (tone(RATE) * 3, RATE, r"outside of \[-1, 1\]"),
-        (np.full(RATE, np.nan, np.float32), RATE, "outside of"),
+        (np.full(RATE, np.nan, np.float32), RATE, "samples that are not finite"),
         (np.zeros((2, 3, 4), np.float32), RATE, r"is an array \(2, 3, 4\)"),
         (np.zeros(0, np.float32), RATE, r"is an array \(0,\)"),
         (np.zeros(RATE, np.int64), RATE, "holds int64"),
-        (3, RATE, "is a int"),
+        (3, RATE, "is of type int"),
     ],
 )
 def test_what_is_no_sound_is_said(value, rate, said):

@@ -173,6 +173,9 @@ def test_a_setting_has_its_own_folder_and_speed_is_none(writer, tmp_path):
     assert len(list(run.glob("benchmarks/*/*"))) == 1
     benchmark.main(experiment_of(run, "nocaps", folder, "benchmarks.choices=letters"), run)
     assert len(list(run.glob("benchmarks/*/*"))) == 1, "what captions have no part in"
+    picture = folder / "val" / "00394f0c39e3c18b.jpg"
+    picture.write_bytes(picture.read_bytes() + b" ")
+    assert scored(run, "nocaps", folder)["setting"] != first["setting"], "another picture"
     for setting in ("benchmarks.caption=a photo of", "benchmarks.captions.beams=1", "benchmarks.limit=2", "seed=1"):
         other = scored(run, "nocaps", folder, setting)
         assert other["setting"] != first["setting"], setting
@@ -220,6 +223,17 @@ def test_a_split_whose_answers_are_kept_is_written_and_not_scored(writer, tmp_pa
     figures = scored(tmp_path / "run", "nocaps", folder, "benchmarks.split=test")
     assert "words" not in figures and "owner keeps" in figures["reasons"]["score"]
     assert (figures["folder"] / "submission-part.json").is_file()
+
+
+def test_a_set_of_another_task_is_refused_and_figures_are_told(writer, tmp_path, capsys):
+    folder = pictured(official.nocaps(tmp_path / "set"))
+    with pytest.raises(ValueError, match="NoCaps: `make eval-caption` scores it"):
+        given = ("benchmarks.sets=[nocaps]", "benchmarks.task=question")
+        benchmark.main(experiment_of(tmp_path / "run", "nocaps", folder, *given), tmp_path / "run")
+    assert benchmark.said_of({"cider": 0.5, "cider_interval": [0.25, 1], "n": 2000}) == (
+        "cider 0.5000 [0.2500, 1.0000] of 2,000 items, "
+    )
+    assert benchmark.said_of({"n": 3}) == ""
 
 
 @pytest.mark.parametrize(

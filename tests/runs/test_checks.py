@@ -81,7 +81,7 @@ def test_mistakes_are_said(config, ran, capsys):
     assert checks.main([str(config), "checks.figures=[vqa.acuracy]"]) == 2
     assert "has no vqa.acuracy" in capsys.readouterr().err
     assert checks.main([str(ROOT / "configs" / "lavit" / "demo.yaml")]) == 2
-    assert "has no checks; name some in checks.arms" in capsys.readouterr().err
+    assert "has no checks; those of teal, visual_words and spae have some" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("system", ["visual_words", "teal"])

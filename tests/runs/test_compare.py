@@ -39,7 +39,7 @@ def system(run: Path, name: str, captions: dict[int, str], answers: dict[int, st
         pictures=lambda part, split: SimpleNamespace(captions=TRAIN, distinct=lambda: [0, 1, 2]),
         shards=lambda part, split: Asked(),
     )
-    return Compared(name, work, {"samples": said}, {"samples": asked, "shuffled": 0.5})
+    return Compared(name, work, {"samples": said}, {"samples": asked})
 
 
 @pytest.fixture(autouse=True)

@@ -105,7 +105,6 @@ def run(place, *settings):
     [
         ([], "evaluation.fid is not set"),
         (["evaluation.fid.samples=4"], "evaluation.fid.weights is not set"),
-        (["evaluation.fid.weights=nowhere.pth"], "evaluation.fid.weights names nowhere.pth, which is not there"),
     ],
 )
 def test_without_weights_there_are_no_figures_but_reasons(tmp_path, capsys, settings, why):
@@ -115,6 +114,23 @@ def test_without_weights_there_are_no_figures_but_reasons(tmp_path, capsys, sett
     figures = json.loads((folder_of(tmp_path) / "figures.json").read_text())
     reasons = {"fid": f"not run: {why}", "clip_score": "not run: evaluation.clip is not set"}
     assert figures == {"fid": None, "clip_score": None, "reasons": reasons}
+
+
+@pytest.mark.parametrize("setting", ["evaluation.fid.weights=nowhere.pth", "evaluation.clip=nowhere"])
+def test_a_place_where_nothing_is_is_no_reason_but_a_mistake(tmp_path, capsys, setting):
+    with pytest.raises(SystemExit) as ended:
+        run_stage(fid.main, None, [TOY, f"run={tmp_path / 'run'}", setting])
+    assert ended.value.code == 2
+    assert f"{setting.partition('=')[0]} names nowhere" in capsys.readouterr().err
+
+
+def test_a_system_that_does_not_draw_says_so(place, stand_in, capsys):
+    settings = [f"evaluation.fid.{name}={place / name}" for name in ("weights.pth", "reference")]
+    settings = [settings[0].replace(".pth=", "="), settings[1], f"run={place / 'run'}"]
+    for system, said in (("visual_words", "cannot draw"), ("spae", "not drawn from texts")):
+        with pytest.raises(SystemExit):
+            run_stage(fid.main, None, [f"configs/{system}/toy.yaml", *settings, f"run={place / system}"])
+        assert said in capsys.readouterr().err
 
 
 def test_the_distance_is_that_of_the_drawings_and_what_is_there_is_not_drawn_again(place, artist, stand_in, capsys):

@@ -76,6 +76,14 @@ def test_without_prompts_there_are_no_figures_but_reasons(tmp_path, capsys):
     )
 
 
+def test_a_judge_that_is_not_there_is_a_mistake(place, capsys):
+    place, _ = place
+    with pytest.raises(SystemExit) as ended:
+        run(place, "evaluation.geneval.detector=nowhere")
+    assert ended.value.code == 2
+    assert "evaluation.geneval.detector names nowhere, which is no folder" in capsys.readouterr().err
+
+
 def test_drawings_are_laid_out_for_the_official_scorer_and_drawn_once(place):
     place, asked = place
     figures = run(place)

@@ -14,6 +14,10 @@ from lavit.runs import mark_done, read_json, write_json
 TOY = Path(__file__).parents[2] / "configs" / "lavit" / "toy.yaml"
 
 
+PLAN = {"beams": 2, "min_tokens": 8, "max_tokens": 36}
+ASKED = {"captions": PLAN, "answers": PLAN | {"beams": 1}}
+
+
 def put(run: Path, place: str, figures: dict) -> None:
     (run / place).mkdir(parents=True)
     write_json(run / place / "figures.json", figures)
@@ -23,7 +27,7 @@ def put(run: Path, place: str, figures: dict) -> None:
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run with figures of two sets, a split whose answers are kept, its own questions and no FID."""
-    setting = {"set": "nocaps", "split": "val", "model": {}}
+    setting = {"set": "nocaps", "split": "val", "model": {}, "asked": ASKED}
     cider = {"cider": 1.2, "cider_interval": [1.1, 1.3]}
     put(tmp_path, "benchmarks/nocaps-val/aa", cider | {"n": 4500, "official_n": 4500, "setting": setting})
     put(tmp_path, "benchmarks/gqa-testdev/bb", {"accuracy": 0.4, "n": 5, "official_n": 50, "release": "mine",
@@ -57,7 +61,8 @@ def test_published_figures_stand_in_columns_of_their_own(run):
         and row["model"] == "the run's, earlier weights"
     )
     assert row["LaVIT, LLaMA-7B (published)"] == "114.2" and row["Emu-13B (published)"] == ""
-    assert all("published" in name for name in names[6:])
+    assert all("published" in name for name in names[7:])
+    assert row["setting"] == "aa: 2 beams, 8 to 36 tokens"
     page = (run / "benchmarks" / "table.html").read_text()
     assert "120.0 [110.0, 130.0]" in page and "<small>published, arXiv 2309.04669</small>" in page
 
@@ -65,7 +70,7 @@ def test_published_figures_stand_in_columns_of_their_own(run):
 def test_a_published_figure_stands_beside_one_of_the_same_split_rule_and_items_alone(run):
     put(run, "benchmarks/vqav2-val/dd", {
         "accuracy": 0.5, "accuracy_lemmatised": 0.6, "n": 7, "official_n": 7,
-        "setting": {"set": "vqav2", "split": "val", "model": {}}})  # fmt: skip
+        "setting": {"set": "vqav2", "split": "val", "model": {}, "asked": ASKED}})  # fmt: skip
     lines = tables.benchmark_lines(load_experiment(TOY, [f"run={run}"]), run)
     shown = {(line.title, line.metric): sorted(line.published.values()) for line in lines}
     assert shown[("VQAv2", "accuracy, lemmatised")] == [52.0, 66.0, 68.2, 68.3] and shown[("VQAv2", "accuracy")] == []
@@ -77,8 +82,8 @@ def test_what_was_not_run_and_what_is_to_be_sent_in_are_told(run):
     tables.main(load_experiment(TOY, [f"run={run}"]), run)
     text, found = (run / "benchmarks" / "table.md").read_text(), read_json(run / "benchmarks" / "table.json")
     own = "the run's, earlier weights"
-    assert f"| FID | {own} | not run: no weights | 8 |" in text and f"| CLIP score | {own} | 21.500 | 8 |" in text
-    assert "| FID | mine | 30.500 | 8 |" in text and "nothing set" not in text
+    assert f"| FID | {own} | dd | not run: no weights | 8 |" in text and f"| CLIP score | {own} | dd | 21.500 |" in text
+    assert "| FID | mine | ee | 30.500 | 8 |" in text and "nothing set" not in text
     assert found["to_send_in"] == ["benchmarks/nocaps-test/cc/submission.json"]
     assert {row["set"] for row in found["not_run"]} == {about.title for about in tables.SETS.values()} - {
         "NoCaps", tables.SETS["gqa"].title

@@ -103,7 +103,7 @@ def test_its_figures_and_report(run):
 
 
 def test_it_understands_and_does_not_draw(run, tmp_path):
-    system = LaVIT.from_run(Workspace(load_experiment(CONFIG, [f"run={run}"]), run), renders=False)
+    system = LaVIT.from_run(Workspace(load_experiment(CONFIG, [f"run={run}"]), run))
     picture = torch.rand(3, 64, 64)
     assert isinstance(system.caption(picture), str) and isinstance(system.answer(picture, "what is it?"), str)
     with pytest.raises(ValueError, match="this model understands pictures and cannot draw"):

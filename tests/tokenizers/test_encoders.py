@@ -154,7 +154,9 @@ def test_local_file(tmp_path, lite0):
     state["surprise"] = state.pop("conv_stem.weight")
     state["classifier.bias"] = torch.zeros(3)
     torch.save(state, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"conv_stem.weight is missing, surprise is unexpected, classifier.bias is \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"conv_stem.weight is missing, surprise is unexpected, classifier.bias is \(3,\)"
+    ):
         encoder(weights=WeightsConfig(file=str(tmp_path / "other.pt")))
     with pytest.raises(ValueError, match="no encoder weights at .*gone.pt; set tokenizer.encoder.weights.file"):
         encoder(weights=WeightsConfig(file=str(tmp_path / "gone.pt")))
