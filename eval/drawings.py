@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from lavit.experiment import Experiment
 from lavit.launch import rank_and_world
 from lavit.pages.pictures import to_image
 from lavit.pipeline import LaVIT
-from lavit.runs import Progress, is_done, write_json, written_whole
+from lavit.runs import FolderLock, Progress, is_done, stage_clock, write_json, written_whole
 from lavit.system import IN_CONTEXT, Painting
 from lavit.tokenizers.relevance import Clip
 from lavit.vocabulary import UNDERSTANDS
@@ -52,6 +53,16 @@ def drawing_setting(experiment: Experiment, run: Path, config: DrawingConfig) ->
         "judge": None if config.candidates == 1 else weights_digests(clip) if clip else "the model itself",
         "seed": experiment.seed,
     }
+
+
+@contextlib.contextmanager
+def at_work(folder: Path) -> Iterator[None]:
+    """On rank 0 the folder's lock is held within it, and its seconds are counted."""
+    if rank_and_world()[0]:
+        yield
+        return
+    with FolderLock(folder), stage_clock(folder):
+        yield
 
 
 def check_draws(experiment: Experiment) -> None:

@@ -8,7 +8,6 @@ folder for each way of drawing; what was cut goes on.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.drawings import Wanted, check_draws, draw_missing, drawing_setting, not_run, setting_folder
+from eval.drawings import Wanted, at_work, check_draws, draw_missing, drawing_setting, not_run, setting_folder
 from eval.models import digest_of, open_artist, weights_digests
 from lavit.arguments import batches, device_of_rank
 from lavit.benchmarks.drawings import read_captions, sampled
@@ -36,12 +35,10 @@ from lavit.experiment import Experiment, run_stage
 from lavit.launch import rank_and_world
 from lavit.metrics.images import Moments, checked, clip_scores, frechet_of_moments, moments
 from lavit.runs import (
-    FolderLock,
     Progress,
     environment,
     is_done,
     mark_done,
-    stage_clock,
     stage_folder,
     write_json,
     written_whole,
@@ -66,10 +63,7 @@ def main(experiment: Experiment, run: Path) -> None:
             not_run(folder, "FID and CLIP score", reasons)
         return
     check_draws(experiment)
-    with contextlib.ExitStack() as stack:
-        if rank == 0:
-            stack.enter_context(FolderLock(folder))
-            stack.enter_context(stage_clock(folder))
+    with at_work(folder):
         evaluate(experiment, run, config, reasons, folder)
 
 

@@ -8,7 +8,6 @@ figures.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from eval.drawings import Wanted, check_draws, draw_missing, drawing_setting, not_run, setting_folder
+from eval.drawings import Wanted, at_work, check_draws, draw_missing, drawing_setting, not_run, setting_folder
 from eval.models import digest_of, open_artist, weights_digests
 from lavit.arguments import device_of_rank
 from lavit.benchmarks.detector import ColourJudge, Detection, Detector
@@ -28,12 +27,10 @@ from lavit.experiment import Experiment, run_stage
 from lavit.launch import rank_and_world
 from lavit.metrics.geneval import COLOURS, counted, judge, summary
 from lavit.runs import (
-    FolderLock,
     Progress,
     environment,
     is_done,
     mark_done,
-    stage_clock,
     stage_folder,
     write_atomic,
     write_json,
@@ -61,10 +58,7 @@ def main(experiment: Experiment, run: Path) -> None:
             not_run(folder, "GenEval", dict.fromkeys(NAMES, reason))
         return
     check_draws(experiment)
-    with contextlib.ExitStack() as stack:
-        if rank == 0:
-            stack.enter_context(FolderLock(folder))
-            stack.enter_context(stage_clock(folder))
+    with at_work(folder):
         evaluate(experiment, run, config, read_prompts(config.prompts), folder)
 
 

@@ -12,7 +12,7 @@ from lavit.experiment.schema import DecoderStage, Experiment, PretrainStage, Tok
 from lavit.generation.episodes import check_in_context
 from lavit.generation.plans import check_plan
 from lavit.layers.port import PROJECTORS
-from lavit.model import FITS, check_reading
+from lavit.model import FITS, ModelConfig, check_reading
 from lavit.renderers.autoencoder import check_autoencoder
 from lavit.renderers.diffusion import check_diffusion
 from lavit.tokenizers.pyramid_autoencoder import check_pyramid
@@ -34,10 +34,11 @@ def check(experiment: Experiment) -> None:
     e = experiment
     patches = e.tokenizer.model.encoder.patches
     parts = e.pretrain.parts()
+    last = list(parts.values())[-1].model
     for name, part in parts.items():
         key = f"pretrain.phases.{name}" if name else "pretrain"
         check_pretrain(part, key)
-        check_phase(e, part, key)
+        check_phase(e, part, last, key)
     check_text(e.pretrain)
     check_evaluation(e)
     if e.tokens_from and e.finetune.start:
@@ -60,13 +61,13 @@ def check(experiment: Experiment) -> None:
         check_batch(e, train, name)
 
 
-def check_phase(experiment: Experiment, part: PretrainStage, key: str) -> None:
-    """Check a phase of stage 2, or the stage itself, beside the other sections and the last phase.
+def check_phase(experiment: Experiment, part: PretrainStage, last: ModelConfig, key: str) -> None:
+    """Check a phase of stage 2, or the stage itself, beside the other sections and the model of the last phase.
 
     Raises:
         ValueError: naming the keys.
     """
-    e, last = experiment, experiment.pretrain.last().model
+    e = experiment
     patches, factored, codes = e.tokenizer.model.encoder.patches, part.model.factored, e.tokenizer.model
     if factored and (codes.places or factored.codebook and factored.width != codes.quantizer.width):
         raise ValueError(
