@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from lavit.runs import read_json
 from lavit.training.optimizer import OptimizerConfig, optimizer_for
@@ -254,6 +254,20 @@ def checkpoint_for(folder: Path, world: int, zero_stage: int, rank: int) -> Path
             f"start {about['world']} ranks, or remove the stage's folder"
         )
     return made
+
+
+def load_unfrozen(src: dict[str, Tensor], dst: nn.Module) -> None:
+    """Load what a checkpoint holds of a model: all but the frozen parameters, which are as they were built.
+
+    A frozen language model would otherwise be written with each checkpoint, under ZeRO twice.
+
+    Raises:
+        ValueError: the names are not those of the model.
+    """
+    found = dst.load_state_dict(src, strict=False)
+    frozen = {name for name, parameter in dst.named_parameters() if not parameter.requires_grad}
+    if wrong := sorted({*found.missing_keys, *found.unexpected_keys} - frozen):
+        raise ValueError(f"{len(wrong)} names differ from the model's, among them {wrong[0]}")
 
 
 def restore_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:

@@ -30,6 +30,7 @@ from lavit.training.engine import (
     complete_checkpoints,
     finite_gradients,
     latest_checkpoint,
+    load_unfrozen,
     make_whole,
     restore_groups,
     skip_update,
@@ -162,7 +163,9 @@ class _Run:
     def _load(self, newest: Path) -> int:
         groups = [dict(group) for group in self.engine.optimizer.param_groups]
         try:
-            path, state = self.engine.load_checkpoint(str(self.checkpoints), tag=newest.name)
+            path, state = self.engine.load_checkpoint(
+                str(self.checkpoints), tag=newest.name, custom_load_fn=load_unfrozen
+            )
             problem = None if path else "DeepSpeed finds nothing in it"
         except Exception as error:  # a cut or foreign file: unpickling, zip and key errors of every kind
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -307,7 +310,9 @@ class _Run:
         buffers = {name: value.cpu() for name, value in self.engine.module.named_buffers()}
         state = {"step": step, "best": self.best, "counts": self.counts, "buffers": buffers}
         with _telling_of_a_full_disk(self.checkpoints / tag):
-            self.engine.save_checkpoint(str(self.checkpoints), tag=tag, client_state=state)
+            self.engine.save_checkpoint(
+                str(self.checkpoints), tag=tag, client_state=state, exclude_frozen_parameters=True
+            )
             if self.average:
                 self.average.save(self.checkpoints / tag / AVERAGE)
         dist.barrier()

@@ -10,6 +10,7 @@ from lavit.training.engine import (
     complete_checkpoints,
     digest,
     latest_checkpoint,
+    load_unfrozen,
 )
 from lavit.training.optimizer import MuonConfig, OptimizerConfig
 
@@ -76,3 +77,17 @@ def test_checkpoints_without_their_mark_do_not_count(tmp_path):
             (tmp_path / f"step{step}" / "complete").touch()
     assert latest_checkpoint(tmp_path) == tmp_path / "step10"
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step9", "step10"]
+
+
+def test_a_checkpoint_without_what_is_frozen_is_loaded_and_one_of_another_model_is_not():
+    held, other = model(), model()
+    held["body"].requires_grad_(False)
+    with torch.no_grad():
+        held["port"].weight.zero_()
+    state = {name: value for name, value in other.state_dict().items() if name.startswith("port")}
+    load_unfrozen(state, held)
+    assert digest(held) == digest(other)
+    with pytest.raises(ValueError, match="1 names differ from the model's, among them port.bias"):
+        load_unfrozen({"port.weight": state["port.weight"]}, held)
+    with pytest.raises(ValueError, match="1 names differ from the model's, among them port.gain"):
+        load_unfrozen({**state, "port.gain": state["port.bias"]}, held)

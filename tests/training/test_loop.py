@@ -54,14 +54,17 @@ class Loss(NamedTuple):
 class Model(nn.Module):
     """A small network; `poison` makes its loss, or only its gradient, not a number."""
 
-    def __init__(self, width):
+    def __init__(self, width, frozen):
         super().__init__()
         torch.manual_seed(1)
         self.first, self.second = nn.Linear(4, width), nn.Linear(width, 4)
+        self.frozen = nn.Parameter(torch.randn(4, frozen), requires_grad=False) if frozen else None
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, batch):
         x, poison = batch
+        if self.frozen is not None:
+            x = x @ self.frozen @ self.frozen.T / self.frozen.shape[1]
         out = self.second(self.first(x).tanh())
         if self.training:
             self.seen += 1
@@ -73,8 +76,8 @@ class Model(nn.Module):
         return Loss(loss, out.detach().abs().mean())
 
 
-def main(folder, steps, poison={}, stop=None, cut=None, width=6, muon=False, told=None, **settings):
-    model = Model(width)
+def main(folder, steps, poison={}, stop=None, cut=None, width=6, frozen=0, muon=False, told=None, **settings):
+    model = Model(width, frozen)
 
     taken = []
 
@@ -135,6 +138,7 @@ NAN_ON_ONE_RANK = {"3": [True, 1, 1, "loss"]}
 VALIDATED = {"steps": STEPS, "validate_every": 2, "told": {"0": 9.0, "2": 3.0, "4": 1.0, "6": 2.0, "8": 1.5}}
 MUON = {"steps": STEPS, "muon": True, "poison": NAN_GRADIENT, "keep_checkpoints": 9}
 EMA = {"steps": STEPS, "ema": 0.3, "validate_every": STEPS, "told": {"0": 9.0, "8": 1.0}}
+FROZEN = {"steps": STEPS, "frozen": WIDE}
 FOREVER = {str(step): [True, 0, 0, "loss"] for step in range(2, 20)}
 
 
@@ -155,6 +159,9 @@ def one_rank(tmp_path_factory) -> Path:
         "ema": EMA | {"poison": NAN_GRADIENT, "keep_checkpoints": 9},
         "ema_wide": {"steps": 3, "width": WIDE, "ema": 0.9},
         "ema_zero1_cut": EMA | {"zero_stage": 1, "stop": 4},
+        "frozen": FROZEN,
+        "frozen_cut": FROZEN | {"stop": 4},
+        "frozen_zero1_cut": FROZEN | {"zero_stage": 1, "stop": 4},
         "zero1_cut": {"steps": STEPS, "zero_stage": 1, "stop": 4},
         "cut": {"steps": STEPS, "stop": 4},
     })  # fmt: skip
@@ -180,6 +187,8 @@ def two_ranks(tmp_path_factory) -> Path:
         **{f"ema_zero{stage}_cut": EMA | {"zero_stage": stage, "stop": 4} for stage in (2, 3)},
         "ema_zero3_same": EMA | {"zero_stage": 3},
         "ema_wide": {"steps": 3, "width": WIDE, "ema": 0.9, "zero_stage": 3},
+        **{f"frozen_zero{stage}": FROZEN | {"zero_stage": stage} for stage in (2, 3)},
+        **{f"frozen_zero{stage}_cut": FROZEN | {"zero_stage": stage, "stop": 4} for stage in (2, 3)},
         "whole": {"steps": 1},
     }, ranks=2)  # fmt: skip
     assert set(SHARED_MEMORY.glob("deepspeed*")) <= before, "no buffers are left in memory"
@@ -203,6 +212,7 @@ def resumed(one_rank, two_ranks) -> Path:
         "cut": {"steps": STEPS},
         "ema_cut": EMA | {"poison": NAN_GRADIENT},
         "ema_lost": EMA,
+        "frozen_cut": FROZEN,
         "muon_cut": MUON,
         "validated_cut": VALIDATED,
         **{str(two_ranks / f"zero{stage}_cut"): {"steps": STEPS, "zero_stage": stage} for stage in (0, 2, 3)},
@@ -211,6 +221,8 @@ def resumed(one_rank, two_ranks) -> Path:
     started(two_ranks, {
         str(one_rank / "zero1_cut"): {"steps": STEPS, "zero_stage": 1},
         str(one_rank / "ema_zero1_cut"): EMA | {"zero_stage": 1},
+        str(one_rank / "frozen_zero1_cut"): FROZEN | {"zero_stage": 1},
+        **{f"frozen_zero{stage}_cut": FROZEN | {"zero_stage": stage} for stage in (2, 3)},
     }, ranks=2)  # fmt: skip
     return one_rank / "cut"
 
@@ -316,6 +328,24 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(one_rank, resumed)
     assert set(whole) == set(cut)
     for name, value in whole.items():
         assert torch.equal(value, cut[name]), name
+
+
+@pytest.mark.parametrize("name", ["frozen", "frozen_zero2", "frozen_zero3"])
+def test_what_is_frozen_is_in_no_checkpoint_and_training_goes_on_without(one_rank, two_ranks, resumed, name):
+    folder = (one_rank if name == "frozen" else two_ranks) / name
+    cut = folder.with_name(f"{name}_cut")
+    files = [path for path in (cut / "checkpoints" / f"step{STEPS}").rglob("*") if path.is_file()]
+    assert files and sum(path.stat().st_size for path in files) < 4 * WIDE, "of 16 * WIDE bytes that are frozen"
+    assert losses(cut) == losses(folder) and len(losses(cut)) == STEPS
+    whole, again = (load_file(path / "model.safetensors") for path in (folder, cut))
+    assert whole["frozen"].abs().mean() > 0.5
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_another_number_of_ranks_goes_on_beside_what_is_frozen(one_rank, resumed):
+    whole, cut = one_rank / "frozen", one_rank / "frozen_zero1_cut"
+    assert losses(cut) == [pytest.approx(loss, abs=1e-5) for loss in losses(whole)]
+    assert torch.equal(*(load_file(folder / "model.safetensors")["frozen"] for folder in (whole, cut)))
 
 
 def test_batches_made_ahead_by_workers_are_the_same(one_rank):
