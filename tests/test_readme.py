@@ -1,8 +1,9 @@
-"""README says what is true: what it names exists, its examples load, its figures are those of docs/results.json."""
+"""The guides say what is true: what they name exists, examples load, figures are those of docs/results.json."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,27 +18,48 @@ from lavit.experiment import Experiment, load_experiment
 from lavit.pages.html import number
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ("README.md", "tokenizer/README.md", "pretrain/README.md", "eval/README.md", "docs/systems.md", "docs/scale.md")
+GUIDES = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README, TEXT = GUIDES["README.md"], "\n".join(GUIDES.values())
 RESULTS = ROOT / "docs" / "results.json"
 FENCED = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
-MADE_BY_A_RUN = ("runs/", "tokenizer/tokenizer.safetensors")  # named in README, not in the repository
+MADE_BY_A_RUN = ("runs/", "tokenizer/tokenizer.safetensors")  # named in the guides, not in the repository
 
 
 def code_spans() -> list[str]:
-    return re.findall(r"`([^`\n]+)`", FENCED.sub("", README))
+    return re.findall(r"`([^`\n]+)`", FENCED.sub("", TEXT))
 
 
 def commands() -> str:
-    """All code of README: what a reader may type."""
-    return "\n".join([*code_spans(), *(text for _, text in FENCED.findall(README))])
+    """All code of the guides: what a reader may type."""
+    return "\n".join([*code_spans(), *(text for _, text in FENCED.findall(TEXT))])
+
+
+def links() -> list[tuple[str, str]]:
+    """Links into the repository as (path from the root, anchor or "")."""
+    found = []
+    for page, text in GUIDES.items():
+        for path, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", FENCED.sub("", text)):
+            if not path.startswith("http"):
+                whole = os.path.normpath(Path(page).parent / path) if path else page
+                found.append((whole, anchor))
+    return found
 
 
 def named_paths() -> list[str]:
-    """Files and folders of the repository that README links to or names in code, from the root."""
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    """Files and folders of the repository that the guides link to or name in code, from the root."""
     spans = [span for span in code_spans() if re.fullmatch(r"[\w.-]+(/[\w.-]+)+/?|[\w.-]+/", span)]
     configs = [f"configs/lavit/{span}" for span in code_spans() if re.fullmatch(r"\w+\.yaml", span)]
-    return [path for path in [*links, *spans, *configs] if not path.startswith(("http", *MADE_BY_A_RUN))]
+    linked = [path for path, _ in links()]
+    return [path for path in [*linked, *spans, *configs] if not path.startswith(MADE_BY_A_RUN)]
+
+
+def test_links_lead_to_a_heading():
+    anchored = [(path, anchor) for path, anchor in links() if anchor]
+    assert len(anchored) > 5
+    for path, anchor in anchored:
+        titles = re.findall(r"^#+ (.+)$", FENCED.sub("", (ROOT / path).read_text()), re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], (path, anchor)
 
 
 def test_named_paths_exist():
@@ -64,7 +86,7 @@ def test_make_variables_exist():
 
 
 def test_modules_exist():
-    text = README + (ROOT / "docs" / "flow.svg").read_text() + (ROOT / "Makefile").read_text()
+    text = TEXT + (ROOT / "docs" / "flow.svg").read_text() + (ROOT / "Makefile").read_text()
     modules = set(re.findall(r"(?:-m |, )((?:tokenizer|pretrain|eval|lavit)\.\w+)", text))
     assert {"tokenizer.train", "tokenizer.extract", "pretrain.train", "tokenizer.train_decoder"} <= modules
     for module in modules:
@@ -72,14 +94,14 @@ def test_modules_exist():
 
 
 def test_example_configs_load(tmp_path):
-    examples = [text for language, text in FENCED.findall(README) if language == "yaml"]
+    examples = [text for language, text in FENCED.findall(TEXT) if language == "yaml"]
     found = []
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     for index, text in enumerate(examples):
         path = tmp_path / "configs" / "lavit" / f"example{index}.yaml"
         path.write_text(text)
         found.append(load_experiment(path))
-    images, language, decoder = found
+    images, decoder, language = found
     assert {source.chosen()[0] for source in images.data.sources} == {"folder", "coco_captions", "img2dataset"}
     assert images.data.vqa.chosen()[0] == "vqav2"
     assert decoder.trains_autoencoder and decoder.decoder.model.prediction == "flow_prediction"
@@ -87,7 +109,7 @@ def test_example_configs_load(tmp_path):
 
 
 def test_settings_told_exist():
-    """Dotted keys of a config that README speaks of."""
+    """Dotted keys of a config that the guides speak of."""
     experiment = load_experiment(ROOT / "configs" / "lavit" / "demo.yaml")
     keys = [span for span in code_spans() if re.fullmatch(r"(tokenizer|data|demo|train)(\.[a-z_]+)+", span)]
     figures = {f"{figure.group}.{figure.name}" for figure in TABLE}
@@ -164,7 +186,7 @@ def test_a_standard_set_s_arguments_arrive():
 
 
 def test_arguments_that_are_told_are_settings():
-    told = re.findall(r'ARGS="([^"]*)"', README.replace("\\\n", " "))
+    told = re.findall(r'ARGS="([^"]*)"', TEXT.replace("\\\n", " "))
     assert len(told) > 5
     for line in told:
         for argument in shlex.split(line):
