@@ -21,7 +21,7 @@ from eval.demo import stages_of
 from eval.figures import REQUIRED
 from lavit.config import load_section
 from lavit.experiment import OWNERS, load_experiment
-from lavit.runs import ChecksConfig, is_done, owner_of, write_atomic, write_json
+from lavit.runs import ChecksConfig, is_done, owners_of, write_atomic, write_json
 from lavit.workspace import Workspace
 
 
@@ -79,19 +79,20 @@ def share(first: Path, own: Path, given: Sequence[str], settings: Sequence[str])
         settings: those in which the two differ.
     """
     changed = [setting.partition("=")[0] for setting in settings]
-    owned = {"data" if key.startswith("data.") else owner_of(key, OWNERS) for key in changed}
-    if None in owned:
+    known = [("data",) if key.startswith("data.") else owners_of(key, OWNERS) for key in changed]
+    if None in known:
         return
+    owned = {owner for owners in known for owner in owners or ()}
     kept: set[str] = set()
     stages = stages_of(given[0], given[1:])
     for stage in stages:
-        concerned = any(owner and (stage.name == owner or stage.name.startswith(f"{owner}/")) for owner in owned)
+        concerned = any(stage.name == owner or stage.name.startswith(f"{owner}/") for owner in owned)
         if not concerned and kept.issuperset(stage.needs) and stage.done(first) and stage is not stages[-1]:
             kept.add(stage.name)
             for name in ("assets", "data", "features", "text") if stage.name == "data" else (stage.name,):
                 link(first / name, own / name)
     pretrain = next((stage for stage in stages if stage.name == "pretrain"), None)
-    if pretrain and "pretrain" not in kept and kept.issuperset(pretrain.needs) and owned <= {"pretrain", ""}:
+    if pretrain and "pretrain" not in kept and kept.issuperset(pretrain.needs) and owned <= {"pretrain"}:
         share_phases(first, own, given, changed)
 
 

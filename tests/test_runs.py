@@ -23,7 +23,7 @@ from lavit.runs import (
     is_done,
     mark_done,
     open_run,
-    owner_of,
+    owners_of,
     read_done,
     read_json,
     read_progress,
@@ -173,9 +173,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_setting_may_change_until_its_stage_has_made_something(tmp_path):
-    assert owner_of("a.x.c.d", {"a": "1", "a.*.c": "2", "a.y.c": "3"}) == "2" and owner_of("b", {"a": "1"}) is None
-    assert owner_of("a.x", {"a": "1", "a.*.c": "2"}) == "1" and owner_of("ab", {"a": "1"}) is None
-    owners = {"part": "models", "part.b": "data"}
+    known = {"a": ("1",), "a.*.c": ("2", "4"), "z.y": ()}
+    assert owners_of("a.x.c.d", known) == ("2", "4") and owners_of("a.x", known) == ("1",)
+    assert owners_of("z.y.c", known) == () and owners_of("b", known) is owners_of("ab", known) is None
+    owners = {"part": ("models",), "part.b": ("data",), "part.c": ("models", "data"), "part.d": ()}
     run = open_run(tmp_path / "r", Whole(), owners)
     for stage in ("models", "data"):
         (run / stage).mkdir()
@@ -187,12 +188,15 @@ def test_a_setting_may_change_until_its_stage_has_made_something(tmp_path):
     open_run(run, Whole(part=Part(a=3)), owners)
     with pytest.raises(ConfigError, match=rf"part.b changed; remove {run}/data to make it anew, or choose another"):
         open_run(run, Whole(part=Part(a=3, b=7.0)), owners)
+    with pytest.raises(ConfigError, match=rf"part.c changed; remove {run}/data to make it anew, or choose another"):
+        open_run(run, Whole(part=Part(a=3, c=7)), owners)
     (run / "models" / "done.json").touch()
     with pytest.raises(ConfigError, match=rf"part.a, part.b changed; remove {run}/data {run}/models to make it anew"):
         open_run(run, Whole(part=Part(a=4, b=7.0)), owners)
     with pytest.raises(ConfigError, match="seed changed; remove the folder"):
         open_run(run, Whole(seed=9, part=Part(a=3)), owners)
     assert "a: 3" in (run / "config.yaml").read_text()
+    open_run(run, Whole(part=Part(a=3, d=8)), owners)
 
 
 def test_what_is_written_can_be_read_by_others(tmp_path):

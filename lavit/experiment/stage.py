@@ -16,7 +16,7 @@ from lavit.runs import (
     is_done,
     mark_done,
     open_run,
-    owner_of,
+    owners_of,
     stage_clock,
     stage_folder,
     take_over,
@@ -29,34 +29,36 @@ CHANGES_NO_RESULT = tuple(
     for stage in ("tokenizer", "pretrain", "pretrain.phases.*", "autoencoder", "decoder", "vocoder", "pyramid")
     for name in ("workers", "log_every", "checkpoint_every", "keep_checkpoints")
 )
-OWNERS = {
-    "demo": "",
-    **dict.fromkeys(CHANGES_NO_RESULT, ""),
-    "data": "data",
-    "data.text": "text",
-    "tokenizer": "tokenizer",
-    "tokenizer.model.encoder": "data",
-    "tokenizer.cache_features": "data",
-    "tokenizer.speech": "speech",
-    "data.speech": "speech",
-    "vocoder": "vocoder",
-    "extraction": "",
-    "extraction.features": "extract",
-    "pretrain": "pretrain",
-    "finetune": "pretrain",
-    "autoencoder": "autoencoder",
-    "decoder": "decoder",
-    "decoder.model.latents": "autoencoder",
-    "pyramid": "pyramid",
-    "evaluation": "eval",
-    "evaluation.batch": "",
-    "benchmarks": "",
-    "evaluation.clip": "",
-    "evaluation.fid": "",
-    "evaluation.geneval": "",
-    "card": "",
-    "report": "",
-    "checks": "",
+OWNERS: dict[str, tuple[str, ...]] = {
+    "demo": (),
+    **dict.fromkeys(CHANGES_NO_RESULT, ()),
+    "data": ("data",),
+    "data.text": ("text",),
+    "tokenizer": ("tokenizer",),
+    "tokenizer.model.encoder": ("data",),
+    "tokenizer.cache_features": ("data",),
+    "tokenizer.speech": ("speech",),
+    "data.speech": ("speech",),
+    "vocoder": ("vocoder",),
+    "extraction": (),
+    "extraction.features": ("extract",),
+    "pretrain": ("pretrain",),
+    "pretrain.model.llm": ("pretrain", "pyramid"),  # whose words a pyramid's are
+    "pretrain.text": ("pretrain", "pyramid"),
+    "finetune": ("pretrain",),
+    "autoencoder": ("autoencoder",),
+    "decoder": ("decoder",),
+    "decoder.model.latents": ("autoencoder",),
+    "pyramid": ("pyramid",),
+    "evaluation": ("eval",),
+    "evaluation.batch": (),
+    "benchmarks": (),
+    "evaluation.clip": (),
+    "evaluation.fid": (),
+    "evaluation.geneval": (),
+    "card": (),
+    "report": (),
+    "checks": (),
 }
 
 
@@ -102,7 +104,7 @@ def require_alike(
     """
 
     def under(name: str, beginnings: tuple[str, ...]) -> bool:
-        return owner_of(name, dict.fromkeys(beginnings, "")) is not None
+        return owners_of(name, dict.fromkeys(beginnings, ())) is not None
 
     known, own = (read_plain_text(to_yaml(e)) for e in (load_experiment(start / "config.yaml"), experiment))
     changed = changed_keys(known, own)

@@ -164,7 +164,7 @@ def require_free(folder: str | Path, needed: int) -> None:
 KEPT = (".lock", "log.txt", "log.jsonl", "progress.json", "seconds.json")
 
 
-def open_run(folder: str | Path, config: Any, owners: dict[str, str] | None = None) -> Path:
+def open_run(folder: str | Path, config: Any, owners: dict[str, tuple[str, ...]] | None = None) -> Path:
     """Create a run folder with its resolved configuration and environment, or go on in one of the same configuration.
 
     Any number of processes may open one folder at the same time.
@@ -172,8 +172,8 @@ def open_run(folder: str | Path, config: Any, owners: dict[str, str] | None = No
     Args:
         folder: where the run lives.
         config: the typed configuration.
-        owners: by the beginning of a dotted key, the stage whose work depends on it. While that stage has made
-            nothing, the setting may still change. Those of "" change nothing that is kept, and always may.
+        owners: by the beginning of a dotted key, the stages whose work depends on it. While they have made nothing,
+            the setting may still change. Those of no stage change nothing that is kept, and always may.
 
     Raises:
         ConfigError: the folder holds a run of another configuration, or cannot be written.
@@ -193,7 +193,7 @@ def open_run(folder: str | Path, config: Any, owners: dict[str, str] | None = No
     return folder
 
 
-def require_same_config(folder: str | Path, config: Any, owners: dict[str, str] | None = None) -> bool:
+def require_same_config(folder: str | Path, config: Any, owners: dict[str, tuple[str, ...]] | None = None) -> bool:
     """Whether settings changed, all of them of stages that have made nothing; :func:`open_run` explains the arguments.
 
     Raises:
@@ -205,17 +205,18 @@ def require_same_config(folder: str | Path, config: Any, owners: dict[str, str] 
         return False
     known = _as_meant(path, config)
     changed = [key for key in changed_keys(known, read_plain_text(text)) if key != "run"]
-    stages = {key: owner_of(key, owners or {}) for key in changed}
-    changed = [key for key in changed if stages[key] != "" and (stages[key] is None or _has_made(folder / stages[key]))]
+    owned = {key: owners_of(key, owners or {}) for key in changed}
+    made = {stage for stages in owned.values() for stage in stages or () if _has_made(folder / stage)}
+    changed = [key for key, stages in owned.items() if stages is None or made.intersection(stages)]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        made = {stages[key] for key in changed}
-        places = "the folder" if None in made else " ".join(str(folder / stage) for stage in sorted(made))
+        whole = None in owned.values()
+        places = "the folder" if whole else " ".join(str(folder / stage) for stage in sorted(made))
         raise ConfigError(
             f"{folder} holds a run with other settings: {', '.join(changed[:5])}{more} changed; "
             f"remove {places} to make it anew, or choose another run with run=other/folder"
         )
-    return bool(stages)
+    return bool(owned)
 
 
 def _as_meant(path: Path, config: Any) -> dict[str, Any]:
@@ -226,8 +227,8 @@ def _as_meant(path: Path, config: Any) -> dict[str, Any]:
         return read_plain(path)
 
 
-def owner_of(key: str, owners: dict[str, str]) -> str | None:
-    """The stage of the longest beginning of a dotted key, None where the whole run depends on it.
+def owners_of(key: str, owners: dict[str, tuple[str, ...]]) -> tuple[str, ...] | None:
+    """The stages of the longest beginning of a dotted key, None where the whole run depends on it.
 
     A ``*`` among the beginnings stands for any one name.
     """

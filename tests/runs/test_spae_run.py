@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -123,6 +124,16 @@ def test_extraction_goes_on_and_knows_whose_words_it_holds(run, tmp_path):
     with pytest.raises(SystemExit) as error:
         run_stage(extract_words, "words", [str(CONFIG), f"run={other}", *FEW])
     assert "words of another pyramid; remove" in str(error.value.__cause__)
+
+
+def test_another_language_model_does_not_read_the_words_of_a_pyramid(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    told = [str(CONFIG), f"run={other}", *FEW, "pretrain.text={folder: else}", "pretrain.model.llm={folder: else}"]
+    with pytest.raises(SystemExit) as error:
+        run_stage(extract_words, "words", told)
+    said = rf"other settings: pretrain.model.llm.*; remove {other}/pyramid to make it anew, or choose another run"
+    assert re.search(said, str(error.value.__cause__))
 
 
 def test_its_figures_and_report(run):
