@@ -202,7 +202,7 @@ def pretrain_plan(experiment: Experiment, name: str = "pretrain") -> StagePlan:
         patches, fed = torch.empty(1, encoder.patches, encoder.width), torch.empty(read, width)
         images = torch.empty(1, 3, encoder.image_size, encoder.image_size)
         places = torch.arange(length)
-        documents = Rows(places, places, torch.ones(1, length, dtype=torch.bool))
+        documents = (Rows(places, places, torch.ones(1, length, dtype=torch.bool)),)
         mark_frozen(model, train)
 
         def blocks() -> Tensor:

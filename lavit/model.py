@@ -24,11 +24,11 @@ from lavit.layers.attention import BACKENDS
 from lavit.layers.bias_norm import add_bias_norm
 from lavit.layers.chunked_loss import Divergence
 from lavit.layers.lora import LoRAConfig, add_lora
-from lavit.layers.packed_attention import attend_by_document, block_diagonal_mask
+from lavit.layers.packed_attention import attend_by_document, block_diagonal_mask, documents_by_length
 from lavit.layers.port import Port
 from lavit.layers.ranks import mean_over_ranks
 from lavit.layers.rows import FactoredConfig, SplitEmbedding, SplitHead, Visual
-from lavit.tokens import IGNORE, PackedBatch, Rows
+from lavit.tokens import IGNORE, PackedBatch
 from lavit.vocabulary import Vocabulary
 
 
@@ -298,7 +298,7 @@ class UnifiedLM(nn.Module):
     def hidden(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         """(B, T, D) last hidden states; documents of one row do not see each other; see :meth:`embed`."""
         x = self.embed(batch.ids, batch, vectors)
-        documents = Rows.of_documents(batch.document, batch.position)
+        documents = documents_by_length(batch.document, batch.position)
         out = self.blocks(
             inputs_embeds=x,
             attention_mask=x.new_zeros(1, 1, 1, 1),  # has four dimensions, so that transformers makes none of its own

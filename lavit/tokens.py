@@ -148,17 +148,6 @@ class Rows(NamedTuple):
         real = torch.arange(length, device=keep.device)[None] < counts[:, None]
         return cls(real.flatten().nonzero().flatten(), keep.flatten().nonzero().flatten(), real)
 
-    @classmethod
-    def of_documents(cls, document: Tensor, position: Tensor) -> Rows:
-        """The tokens of packed rows, a document an item; both (B, T) int64 as in a :class:`PackedBatch`."""
-        source = (document >= 0).flatten().nonzero().flatten()
-        within = position.flatten()[source]
-        number = (within == 0).cumsum(0) - 1
-        counts = number.bincount()
-        length = int(counts.max())
-        real = torch.arange(length, device=source.device)[None] < counts[:, None]
-        return cls(number * length + within, source, real)
-
     def take(self, x: Tensor) -> Tensor:
         """The packed rows (T, D) of (B, P, D)."""
         return x.flatten(0, 1)[self.source]

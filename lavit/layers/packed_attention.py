@@ -1,13 +1,14 @@
 """Causal attention of packed rows, document by document: what is of another document is not even computed.
 
-Documents are taken out of their rows, padded to the longest of them and attended causally, so that isolation needs no
-mask; on a GPU xFormers' block-diagonal kernels do the same without padding.
+Documents are taken out of their rows, padded to the longest of about their length and attended causally, so that
+isolation needs no mask; on a GPU xFormers' block-diagonal kernels do the same without padding.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -18,10 +19,37 @@ from lavit.layers.attention import require_xformers
 from lavit.tokens import Rows
 
 NAME = "documents"  # what transformers calls this attention
+SHORT = 5  # documents of up to 2^5 tokens are padded together: less is gained by more groups than these cost
+
+
+def documents_by_length(document: Tensor, position: Tensor) -> tuple[Rows, ...]:
+    """The documents of packed rows, each of them an item, in groups whose lengths lie between two powers of two.
+
+    One long clip among captions would else make each of them as long as itself.
+
+    Args:
+        document, position: (B, T) int64 as in a :class:`lavit.tokens.PackedBatch`.
+    """
+    source = (document >= 0).flatten().nonzero().flatten()
+    within = position.flatten()[source]
+    number = (within == 0).cumsum(0) - 1
+    counts = number.bincount()
+    group = torch.bucketize(counts, 2 ** torch.arange(SHORT, 40, device=counts.device))
+    return tuple(_group(source, within, number, counts, group == one) for one in group.unique().tolist())
+
+
+def _group(source: Tensor, within: Tensor, number: Tensor, counts: Tensor, chosen: Tensor) -> Rows:
+    length = int(counts[chosen].max())
+    real = torch.arange(length, device=counts.device)[None] < counts[chosen][:, None]
+    here, among = chosen[number], chosen.cumsum(0) - 1
+    return Rows(among[number[here]] * length + within[here], source[here], real)
 
 
 def attend_by_document(blocks: nn.Module) -> None:
-    """Let a transformers model attend within the ``documents`` (Rows) that its forward gets; without, as SDPA does."""
+    """Let a transformers model attend within the ``documents`` that its forward gets; without, as SDPA does.
+
+    They are those of :func:`documents_by_length`.
+    """
     AttentionInterface.register(NAME, _forward)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     blocks.set_attn_implementation(NAME)
@@ -34,7 +62,7 @@ def _forward(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    documents: Rows | None = None,
+    documents: tuple[Rows, ...] | None = None,
     block_diagonal: Any = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -45,14 +73,19 @@ def _forward(
 
 
 def document_attention(
-    query: Tensor, key: Tensor, value: Tensor, documents: Rows, scale: float | None = None, block_diagonal: Any = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: tuple[Rows, ...],
+    scale: float | None = None,
+    block_diagonal: Any = None,
 ) -> Tensor:
     """Attend causally within documents.
 
     Args:
         query: (B, H, T, d).
         key, value: (B, G, T, d); H is a multiple of G.
-        documents: of the rows, see :meth:`lavit.tokens.Rows.of_documents`.
+        documents: of the rows, see :func:`documents_by_length`.
         scale: of the scores, by default 1 / √d.
         block_diagonal: xFormers' mask of :func:`block_diagonal_mask`; by default PyTorch's SDPA.
 
@@ -61,27 +94,36 @@ def document_attention(
     """
     batch, heads, length, width = query.shape
     key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-    rows = [documents.take(x.transpose(1, 2).flatten(2)) for x in (query, key, value)]
+    source = torch.cat([group.source for group in documents])
+    rows = [x.transpose(1, 2).flatten(2).flatten(0, 1)[source] for x in (query, key, value)]
     if block_diagonal is None:
-        split = [documents.pad(x).unflatten(-1, (heads, width)).transpose(1, 2) for x in rows]
-        out = F.scaled_dot_product_attention(*split, is_causal=True, scale=scale)
-        attended = documents.pack(out.transpose(1, 2).flatten(2))
+        parts = zip(*(x.split([len(group.source) for group in documents]) for x in rows), strict=True)
+        attended = torch.cat([_attend(group, part, heads, scale) for group, part in zip(documents, parts, strict=True)])
     else:
         from xformers.ops import memory_efficient_attention
 
         split = [x.unflatten(-1, (heads, width))[None] for x in rows]
         attended = memory_efficient_attention(*split, attn_bias=block_diagonal, scale=scale)[0].flatten(1)
-    whole = attended.new_zeros(batch * length, heads * width).index_copy(0, documents.source, attended)
+    whole = attended.new_zeros(batch * length, heads * width).index_copy(0, source, attended)
     return whole.view(batch, length, heads, width)
 
 
-def block_diagonal_mask(documents: Rows) -> Any:
-    """xFormers' causal mask of documents one after another.
+def _attend(group: Rows, parts: tuple[Tensor, ...], heads: int, scale: float | None) -> Tensor:
+    """Queries, keys and values (T, H * d) of a group's documents to (T, H * d)."""
+    query, key, value = (group.pad(x).unflatten(-1, (heads, -1)).transpose(1, 2) for x in parts)
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    return group.pack(out.transpose(1, 2).flatten(2))
+
+
+def block_diagonal_mask(documents: tuple[Rows, ...]) -> Any:
+    """xFormers' causal mask of documents one after another, in the order of their groups.
 
     Raises:
         ValueError: no GPU, or an xFormers without its kernels.
     """
-    require_xformers(documents.place.device)
+    device = documents[0].place.device
+    require_xformers(device)
     from xformers.ops.fmha.attn_bias import BlockDiagonalCausalMask
 
-    return BlockDiagonalCausalMask.from_seqlens(documents.real.sum(1).tolist(), device=documents.place.device)
+    lengths = torch.cat([group.real.sum(1) for group in documents])
+    return BlockDiagonalCausalMask.from_seqlens(lengths.tolist(), device=device)

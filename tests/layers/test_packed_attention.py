@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaModel
 
-from lavit.layers.packed_attention import attend_by_document, block_diagonal_mask, document_attention
+from lavit.layers import packed_attention
+from lavit.layers.packed_attention import (
+    attend_by_document,
+    block_diagonal_mask,
+    document_attention,
+    documents_by_length,
+)
 from lavit.tokens import Rows
 
 # Two rows: documents of 3 and 2 tokens with a place left, then one of 6.
@@ -13,20 +19,32 @@ DOCUMENT = torch.tensor([[0, 0, 0, 1, 1, -1], [2, 2, 2, 2, 2, 2]])
 POSITION = torch.tensor([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
 
 
-@pytest.fixture
-def documents() -> Rows:
-    return Rows.of_documents(DOCUMENT, POSITION)
+@pytest.fixture(params=[1, 5])
+def documents(request, monkeypatch) -> tuple[Rows, ...]:
+    """Of up to two tokens and of more, or all in one group."""
+    monkeypatch.setattr(packed_attention, "SHORT", request.param)
+    return documents_by_length(DOCUMENT, POSITION)
 
 
 def heads(count: int, seed: int) -> torch.Tensor:
     return torch.randn(2, count, 6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_documents_of_rows(documents):
+@pytest.mark.parametrize(
+    ("short", "padded"),
+    [
+        (5, [[[0, 1, 2, 0, 0, 0], [3, 4, 0, 0, 0, 0], [6, 7, 8, 9, 10, 11]]]),
+        (2, [[[0, 1, 2], [3, 4, 0]], [[6, 7, 8, 9, 10, 11]]]),
+        (1, [[[3, 4]], [[0, 1, 2]], [[6, 7, 8, 9, 10, 11]]]),
+    ],
+)
+def test_documents_are_padded_beside_those_of_about_their_length(short, padded, monkeypatch):
+    monkeypatch.setattr(packed_attention, "SHORT", short)
+    documents = documents_by_length(DOCUMENT, POSITION)
     x = torch.arange(12.0).view(2, 6, 1)
-    padded = documents.pad(documents.take(x))[..., 0]
-    assert padded.tolist() == [[0, 1, 2, 0, 0, 0], [3, 4, 0, 0, 0, 0], [6, 7, 8, 9, 10, 11]]
-    assert documents.pack(documents.pad(documents.take(x))).flatten().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert [group.pad(group.take(x))[..., 0].tolist() for group in documents] == padded
+    again = torch.cat([group.pack(group.pad(group.take(x))) for group in documents]).flatten().tolist()
+    assert sorted(again) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize("groups", [2, 1])
@@ -49,7 +67,7 @@ def test_a_language_model_attends_by_document_or_as_it_did():
     plain = model.eval()(inputs_embeds=x).last_hidden_state
     attend_by_document(model)
     torch.testing.assert_close(model(inputs_embeds=x).last_hidden_state, plain)
-    documents = Rows.of_documents(torch.tensor([[0] * 6, [1] * 6]), torch.arange(6).expand(2, 6))
+    documents = documents_by_length(torch.tensor([[0] * 6, [1] * 6]), torch.arange(6).expand(2, 6))
     torch.testing.assert_close(
         model(inputs_embeds=x, attention_mask=x.new_zeros(1, 1, 1, 1), documents=documents).last_hidden_state, plain
     )
@@ -57,8 +75,9 @@ def test_a_language_model_attends_by_document_or_as_it_did():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("groups", [2, 1])
-def test_xformers_gives_the_same_on_a_gpu(groups):
-    documents = Rows.of_documents(DOCUMENT.cuda(), POSITION.cuda())
+def test_xformers_gives_the_same_on_a_gpu(groups, monkeypatch):
+    monkeypatch.setattr(packed_attention, "SHORT", 1)
+    documents = documents_by_length(DOCUMENT.cuda(), POSITION.cuda())
     parts = [
         torch.randn(2, n, 6, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for n in (2, groups, groups)
     ]

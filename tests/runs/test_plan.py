@@ -122,7 +122,7 @@ def test_what_blocks_keep_of_long_documents_is_what_a_real_pass_keeps(monkeypatc
         config = replace(experiment.pretrain.model, checkpoint_activations=checkpointed)
         model = UnifiedLM(config, experiment.tokenizer.model.vocabulary(3000), 192)
         states, places = torch.randn(1, length, 256), torch.arange(length)
-        documents = Rows(places, places, torch.ones(1, length, dtype=torch.bool))
+        documents = (Rows(places, places, torch.ones(1, length, dtype=torch.bool)),)
         given = {"attention_mask": torch.zeros(1, 1, 1, 1), "position_ids": places[None], "use_cache": False}
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             forward = lambda: model.blocks(inputs_embeds=states, documents=documents, **given)  # noqa: B023, E731
