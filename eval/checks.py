@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"checks.figures: {wrong or 'none'}; name group.figure, the groups being {', '.join(REQUIRED)}"
             )
+        for arm, settings in checks.arms.items():
+            require_stages(argv[0], [*argv[1:], *checks.settings, *settings], checks.figures, arm)
         for turn, seed in enumerate(checks.seeds):
             for number, (arm, settings) in enumerate(checks.arms.items(), 1):
                 of = f"{turn * len(checks.arms) + number} of {len(checks.seeds) * len(checks.arms)}"
@@ -66,6 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def require_stages(config: str, overrides: Sequence[str], figures: Sequence[str], arm: str) -> None:
+    """Check that the figures' stages are among those of a run, before hours are spent without them.
+
+    Raises:
+        ValueError: naming a figure whose stage is not.
+    """
+    stages = {stage.name for stage in stages_of(config, overrides)}
+    for figure in figures:
+        stage = f"eval/{figure.partition('.')[0]}"
+        if stage not in stages:
+            raise ValueError(f"checks.figures: {figure} is of {stage}, which is not among demo.stages of the arm {arm}")
+
+
 def folder_of(run: Path, arm: str, seed: int) -> Path:
     """The run folder of an arm with a seed."""
     return run / "checks" / f"{arm}-{seed}"
@@ -82,7 +97,7 @@ def share(first: Path, own: Path, given: Sequence[str], settings: Sequence[str])
     known = [("data",) if key.startswith("data.") else owners_of(key, OWNERS) for key in changed]
     if None in known:
         return
-    owned = {owner for owners in known for owner in owners or ()}
+    owned = {owner for owners in known if owners for owner in owners}
     kept: set[str] = set()
     stages = stages_of(given[0], given[1:])
     for stage in stages:

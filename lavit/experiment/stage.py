@@ -23,7 +23,7 @@ from lavit.runs import (
 )
 
 # The stage whose work depends on a setting, by the beginning of its key; what is not here concerns the whole run.
-# Those of "" change nothing but, with the number of processes, the last digits.
+# Those of () change nothing but, with the number of processes, the last digits.
 CHANGES_NO_RESULT = tuple(
     f"{stage}.train.{name}"
     for stage in ("tokenizer", "pretrain", "pretrain.phases.*", "autoencoder", "decoder", "vocoder", "pyramid")

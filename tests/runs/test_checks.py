@@ -84,6 +84,19 @@ def test_mistakes_are_said(config, ran, capsys):
     assert "has no checks; those of teal, visual_words and spae have some" in capsys.readouterr().err
 
 
+CHECKED = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if "\nchecks:" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", CHECKED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_arm_has_the_stages_of_the_figures(path):
+    found = load_section(path, [], "checks", ChecksConfig)
+    for arm, settings in found.arms.items():
+        overrides = [*found.settings, *settings]
+        checks.require_stages(str(path), overrides, found.figures, arm)
+        with pytest.raises(ValueError, match=rf"reconstruction.psnr is of eval/reconstruction, .* of the arm {arm}"):
+            checks.require_stages(str(path), [*overrides, "demo.stages=[data]"], ["reconstruction.psnr"], arm)
+
+
 @pytest.mark.parametrize("system", ["visual_words", "teal"])
 def test_every_phase_of_every_arm_trains_parameters_that_there_are(system):
     """Tiny models of the same parts: each phase's loss reaches what it is to move."""
