@@ -6,11 +6,13 @@ The dict that DeepSpeed wants is built here and nowhere else; there is no JSON f
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lavit.runs import read_json
-from lavit.training.optimizer import OptimizerConfig, optimizer_for
+from lavit.training.optimizer import OptimizerConfig, optimizer_for, trained_names
 
 UNIVERSAL = "universal"  # the folder of a checkpoint that any number of ranks can load
 
@@ -205,8 +207,19 @@ def make_whole(module: nn.Module) -> None:
 
 def digest(module: nn.Module) -> str:
     """sha256 of a module's parameters and buffers by name, type and shape: proves what stayed frozen."""
+    return digest_of(module.state_dict())
+
+
+def frozen_digest(module: nn.Module, config: OptimizerConfig) -> str:
+    """sha256 of the parameters that a training leaves as they are, see :func:`trained_names`."""
+    moved = trained_names(module, config)
+    return digest_of({name: value for name, value in module.named_parameters() if name not in moved})
+
+
+def digest_of(values: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors with their names, types and shapes."""
     total = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(values.items()):
         total.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
         total.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
@@ -256,18 +269,41 @@ def checkpoint_for(folder: Path, world: int, zero_stage: int, rank: int) -> Path
     return made
 
 
+def frozen_names(module: nn.Module) -> set[str]:
+    """All names of parameters that are not trained; one that stands in two places has two."""
+    every = module.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in every if not parameter.requires_grad}
+
+
+@contextlib.contextmanager
+def without_frozen(module: nn.Module) -> Iterator[None]:
+    """Within it the state dict leaves out what is frozen.
+
+    A frozen language model would otherwise be written with each checkpoint. DeepSpeed can leave it out, but for
+    matrices with a second name, such as an embedding's that is the head's too.
+    """
+    frozen = frozen_names(module)
+
+    def leave_out(of: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+        for name in frozen.intersection(state):
+            del state[name]
+
+    hook = module.register_state_dict_post_hook(leave_out)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def load_unfrozen(src: dict[str, Tensor], dst: nn.Module) -> None:
     """Load what a checkpoint holds of a model: all but the frozen parameters, which are as they were built.
-
-    A frozen language model would otherwise be written with each checkpoint, under ZeRO twice.
 
     Raises:
         ValueError: the names are not those of the model.
     """
     found = dst.load_state_dict(src, strict=False)
-    frozen = {name for name, parameter in dst.named_parameters() if not parameter.requires_grad}
-    if wrong := sorted({*found.missing_keys, *found.unexpected_keys} - frozen):
-        raise ValueError(f"{len(wrong)} names differ from the model's, among them {wrong[0]}")
+    if wrong := sorted({*found.missing_keys, *found.unexpected_keys} - frozen_names(dst)):
+        raise ValueError(f"not the model's parameters: {wrong[0]} and {len(wrong) - 1} more names differ")
 
 
 def restore_groups(optimizer: Any, groups: list[dict[str, Any]]) -> None:

@@ -29,12 +29,14 @@ from lavit.training.engine import (
     checkpoint_for,
     complete_checkpoints,
     finite_gradients,
+    frozen_digest,
     latest_checkpoint,
     load_unfrozen,
     make_whole,
     restore_groups,
     skip_update,
     start_processes,
+    without_frozen,
 )
 from lavit.training.loading import micro_batches
 from lavit.training.log import TrainingLog
@@ -82,7 +84,8 @@ def train(
 
     Raises:
         Stopped: after SIGINT or SIGTERM, with the state saved.
-        RuntimeError: five steps in a row without a finite loss or gradient, with the last checkpoint named.
+        RuntimeError: five steps in a row without a finite loss or gradient, with the last checkpoint named; or what is
+            frozen has moved.
     """
     end_with_parent()
     rank, world, device = start_processes()
@@ -91,10 +94,11 @@ def train(
     with lock, StopSignal() as stop, clock, contextlib.ExitStack() as last_of_all:
         newest = checkpoint_for(folder / "checkpoints", world, config.zero_stage, rank)
         universal = newest is not None and newest.name == UNIVERSAL
+        frozen = frozen_digest(objective, config.optimizer) if rank == 0 else ""
         engine = build_engine(objective.to(device), config, world, universal)
         # What a utilisation is measured by takes a moment to find out, and is wanted only where operations are known.
         peak = peak_flops(device, config.precision) if flops else 1.0
-        run = _Run(engine, config, folder, rank, world, Meter(device, peak))
+        run = _Run(engine, config, folder, rank, world, Meter(device, peak), frozen)
         last_of_all.callback(run.close)
         first = run.resume(newest)
         progress = Progress(folder, config.steps, unit) if rank == 0 else None
@@ -124,6 +128,8 @@ def train(
         make_whole(objective)
         for name, value in averaged.items():
             objective.get_parameter(name).data.copy_(value)
+        if rank == 0 and frozen_digest(objective, config.optimizer) != frozen:
+            raise RuntimeError("what is frozen has moved while the rest was trained; please report this")
     return objective
 
 
@@ -142,8 +148,10 @@ def _telling_of_a_full_disk(checkpoint: Path) -> Iterator[None]:
 class _Run:
     """The engine of a stage with what belongs to it on disk."""
 
-    def __init__(self, engine: Any, config: TrainConfig, folder: Path, rank: int, world: int, meter: Meter):
-        self.engine, self.config, self.folder = engine, config, folder
+    def __init__(
+        self, engine: Any, config: TrainConfig, folder: Path, rank: int, world: int, meter: Meter, frozen: str
+    ):
+        self.engine, self.config, self.folder, self.frozen = engine, config, folder, frozen
         self.rank, self.world, self.device, self.meter = rank, world, meter.device, meter
         self.checkpoints = folder / "checkpoints"
         self.skipped_in_a_row = 0
@@ -173,6 +181,11 @@ class _Run:
             raise ValueError(
                 f"checkpoint {newest} cannot be loaded ({problem}); remove it to go on from the one before it, or from "
                 "the start"
+            )
+        if self.rank == 0 and state.get("frozen", self.frozen) != self.frozen:
+            raise ValueError(
+                f"checkpoint {newest} was trained beside other frozen weights, such as another language model; give it "
+                f"those again, or remove {self.folder} to begin anew"
             )
         if newest.name == UNIVERSAL:
             restore_groups(self.engine.optimizer, groups)
@@ -308,8 +321,8 @@ class _Run:
             shutil.rmtree(self.checkpoints / tag, ignore_errors=True)
         dist.barrier()
         buffers = {name: value.cpu() for name, value in self.engine.module.named_buffers()}
-        state = {"step": step, "best": self.best, "counts": self.counts, "buffers": buffers}
-        with _telling_of_a_full_disk(self.checkpoints / tag):
+        state = {"step": step, "best": self.best, "counts": self.counts, "buffers": buffers, "frozen": self.frozen}
+        with _telling_of_a_full_disk(self.checkpoints / tag), without_frozen(self.engine.module):
             self.engine.save_checkpoint(
                 str(self.checkpoints), tag=tag, client_state=state, exclude_frozen_parameters=True
             )

@@ -59,6 +59,7 @@ class Model(nn.Module):
         torch.manual_seed(1)
         self.first, self.second = nn.Linear(4, width), nn.Linear(width, 4)
         self.frozen = nn.Parameter(torch.randn(4, frozen), requires_grad=False) if frozen else None
+        self.again = self.frozen  # a second name, as a head has that is the embedding
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, batch):
@@ -76,8 +77,12 @@ class Model(nn.Module):
         return Loss(loss, out.detach().abs().mean())
 
 
-def main(folder, steps, poison={}, stop=None, cut=None, width=6, frozen=0, muon=False, told=None, **settings):
+def main(
+    folder, steps, poison={}, stop=None, cut=None, width=6, frozen=0, shift=0.0, muon=False, told=None, **settings
+):
     model = Model(width, frozen)
+    if shift:
+        model.frozen.data += shift
 
     taken = []
 
@@ -208,11 +213,13 @@ def resumed(one_rank, two_ranks) -> Path:
     shutil.copytree(one_rank / "ema" / "checkpoints" / "step3", one_rank / "ema_cut" / "checkpoints" / "step3")
     shutil.copytree(one_rank / "ema_cut", one_rank / "ema_lost")
     (one_rank / "ema_lost" / "checkpoints" / "step3" / "ema.safetensors").unlink()
+    shutil.copytree(one_rank / "frozen_cut", one_rank / "frozen_other")
     started(one_rank, {
         "cut": {"steps": STEPS},
         "ema_cut": EMA | {"poison": NAN_GRADIENT},
         "ema_lost": EMA,
         "frozen_cut": FROZEN,
+        "frozen_other": FROZEN | {"shift": 0.01},
         "muon_cut": MUON,
         "validated_cut": VALIDATED,
         **{str(two_ranks / f"zero{stage}_cut"): {"steps": STEPS, "zero_stage": stage} for stage in (0, 2, 3)},
@@ -339,7 +346,18 @@ def test_what_is_frozen_is_in_no_checkpoint_and_training_goes_on_without(one_ran
     assert losses(cut) == losses(folder) and len(losses(cut)) == STEPS
     whole, again = (load_file(path / "model.safetensors") for path in (folder, cut))
     assert whole["frozen"].abs().mean() > 0.5
+    state = torch.load(next(path for path in files if path.name.endswith("model_states.pt")), weights_only=False)
+    assert set(state["module"]) == {"first.weight", "first.bias", "second.weight", "second.bias", "seen"}
     assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_training_does_not_go_on_beside_other_frozen_weights(one_rank, resumed):
+    error = (one_rank / "frozen_other" / "error.txt").read_text()
+    assert re.fullmatch(
+        r"ValueError: checkpoint \S+step5 was trained beside other frozen weights, such as another language model; "
+        r"give it those again, or remove \S*frozen_other to begin anew",
+        error,
+    )
 
 
 def test_another_number_of_ranks_goes_on_beside_what_is_frozen(one_rank, resumed):
