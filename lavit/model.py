@@ -298,14 +298,15 @@ class UnifiedLM(nn.Module):
     def hidden(self, batch: PackedBatch, vectors: Tensor | None = None) -> Tensor:
         """(B, T, D) last hidden states; documents of one row do not see each other; see :meth:`embed`."""
         x = self.embed(batch.ids, batch, vectors)
-        documents = documents_by_length(batch.document, batch.position)
+        blocked = self.attention == "xformers"  # whose kernels pad nothing
+        documents = documents_by_length(batch.document, batch.position, padded=not blocked)
         out = self.blocks(
             inputs_embeds=x,
             attention_mask=x.new_zeros(1, 1, 1, 1),  # has four dimensions, so that transformers makes none of its own
             position_ids=batch.position,
             use_cache=False,
             documents=documents,
-            block_diagonal=block_diagonal_mask(documents) if self.attention == "xformers" else None,
+            block_diagonal=block_diagonal_mask(documents) if blocked else None,
         )
         return out.last_hidden_state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import numbers
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def as_audio(value: Any, name: str = "audio", rate: int | None = None) -> Tensor
         samples = samples.mean(1)
     else:
         samples = _mono(value, name)
-    if rate is None or rate <= 0:
+    if not (isinstance(rate, numbers.Real) and rate > 0):
         raise AudioError(f"sound '{name}' is samples without a rate; give rate=, samples a second")
     seconds = len(samples) / rate
     if not SHORTEST <= seconds <= LONGEST:

@@ -22,19 +22,20 @@ NAME = "documents"  # what transformers calls this attention
 SHORT = 5  # documents of up to 2^5 tokens are padded together: less is gained by more groups than these cost
 
 
-def documents_by_length(document: Tensor, position: Tensor) -> tuple[Rows, ...]:
+def documents_by_length(document: Tensor, position: Tensor, padded: bool = True) -> tuple[Rows, ...]:
     """The documents of packed rows, each of them an item, in groups whose lengths lie between two powers of two.
 
     One long clip among captions would else make each of them as long as itself.
 
     Args:
         document, position: (B, T) int64 as in a :class:`lavit.tokens.PackedBatch`.
+        padded: whether they will be; else they are one group.
     """
     source = (document >= 0).flatten().nonzero().flatten()
     within = position.flatten()[source]
     number = (within == 0).cumsum(0) - 1
     counts = number.bincount()
-    group = torch.bucketize(counts, 2 ** torch.arange(SHORT, 40, device=counts.device))
+    group = torch.bucketize(counts, 2 ** torch.arange(SHORT if padded else 40, 41, device=counts.device))
     return tuple(_group(source, within, number, counts, group == one) for one in group.unique().tolist())
 
 

@@ -27,8 +27,9 @@ class QuantizerConfig:
     ``commitment`` and ``entropy`` weigh terms of the loss. Entropy (MAGVIT-v2, arXiv 2310.05737, eq. 5) asks that the
     tokens of a batch spread over the codes while each is sure of its own; at 0 it is off, as in the paper.
     A code whose averaged share of the tokens falls under ``dead_below`` of the mean share 1/K is restarted.
-    ``file`` is a codebook that was made elsewhere, a .safetensors file of one matrix (codes, width): it stays as it is,
-    and only what leads to it and from it is trained.
+    ``file`` is a codebook that was made elsewhere, a .safetensors file of one matrix (codes, width). The directions of
+    its rows stay as they are, and only what leads to them and from them is trained; codes are found by direction, so
+    that lengths do not count.
     """
 
     codes: int = 1024
@@ -183,7 +184,7 @@ def read_codebook(config: QuantizerConfig) -> Tensor:
     """The codebook (codes, width) of ``config.file``.
 
     Raises:
-        ValueError: no such file, a broken one, or one of another size.
+        ValueError: no such file, a broken one, one of another size, or rows without a direction.
     """
     path = Path(config.file)
     if not path.is_file():
@@ -195,7 +196,14 @@ def read_codebook(config: QuantizerConfig) -> Tensor:
             f"tokenizer.model.quantizer.file {path} has {shapes}; it must hold one matrix of codes × width, "
             f"{config.codes} × {config.width}"
         )
-    return next(iter(state.values()))
+    (codebook,) = state.values()
+    lengths = codebook.double().norm(dim=-1)
+    if not codebook.is_floating_point() or not bool((lengths.isfinite() & (lengths > 0)).all()):
+        raise ValueError(
+            f"tokenizer.model.quantizer.file {path} has rows that are no directions ({codebook.dtype}): each must be "
+            "finite floats, not all zero"
+        )
+    return codebook
 
 
 def spherical_kmeans(unit: Tensor, size: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -112,7 +112,13 @@ def _words_of_file(text: PreTrainedTokenizerBase, path: Path) -> WordList:
         where = f"pyramid.words.file: {path}, line {number}: '{word}'"
         # Within a text a word begins with a space, which sentencepiece adds by itself.
         spelled = [text(form, add_special_tokens=False)["input_ids"] for form in (f" {word}", word)]
-        one = next((found for found in spelled if len(found) == 1 and _read_back(text, found) == [found]), None)
+        single = [found for found in spelled if len(found) == 1]
+        if [text.unk_token_id] in single:
+            raise ValueError(f"{where} is unknown to the language model's text tokenizer; take it out")
+        one = next((found for found in single if _read_back(text, found) == [found]), None)
+        if one is None and single:
+            raise ValueError(f"{where} is one token, but comes back from the text tokenizer as "
+                             f"'{text.decode(single[0]).strip()}'; take it out")  # fmt: skip
         if one is None:
             raise ValueError(f"{where} is {len(spelled[0])} tokens of the language model's text vocabulary, not one; "
                              "take it out, or a word in its place that is one token")  # fmt: skip

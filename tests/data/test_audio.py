@@ -51,7 +51,7 @@ def test_arrays_and_tensors_have_a_rate():
         (file_of(tone(RATE, 31.0), RATE), None, "lasts 31.00 s"),
         ("gone.wav", None, "'gone.wav' cannot be read: No such file"),
         (tone(RATE), None, "samples without a rate"),
-        (tone(RATE), 0, "samples without a rate"),
+        *((tone(RATE), rate, "samples without a rate") for rate in (0, -16000, float("nan"), "16000")),
         (tone(RATE) * 3, RATE, r"outside of \[-1, 1\]"),
         (np.full(RATE, np.nan, np.float32), RATE, "samples that are not finite"),
         (np.zeros((2, 3, 4), np.float32), RATE, r"is an array \(2, 3, 4\)"),

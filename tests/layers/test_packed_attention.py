@@ -45,6 +45,7 @@ def test_documents_are_padded_beside_those_of_about_their_length(short, padded, 
     assert [group.pad(group.take(x))[..., 0].tolist() for group in documents] == padded
     again = torch.cat([group.pack(group.pad(group.take(x))) for group in documents]).flatten().tolist()
     assert sorted(again) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert len(documents_by_length(DOCUMENT, POSITION, padded=False)) == 1
 
 
 @pytest.mark.parametrize("groups", [2, 1])

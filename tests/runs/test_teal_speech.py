@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperForConditionalGeneration
 
+from eval.figures import REQUIRED
+from eval.speech import written_down
 from lavit.data.audio import read_sounds
 from lavit.data.shards import Shards
 from lavit.experiment import load_experiment, run_stage
+from lavit.metrics.speech import error_rates
 from lavit.pipeline import LaVIT
 from lavit.vocabulary import SILENT
 from lavit.workspace import Workspace
 from tests.runs.stages import run_stages
+from tests.runs.test_teal_run import changed
 from tokenizer import train_speech
 
 ROOT = Path(__file__).parents[2]
@@ -126,7 +131,12 @@ def test_rows_of_speech_begin_as_its_centres_and_are_trained(work):
     old, new = (load_file(work.run / "pretrain" / phase / "model.safetensors") for phase in ("align", "finetune"))
     assert torch.equal(old["head.new.audio.codes"], centres)
     assert not torch.equal(new["head.new.audio.codes"], centres)
-    assert not torch.equal(old["head.new.audio.project"], work.new_model().head.new.audio.project)
+    assert changed(work.new_model().state_dict(), old) == {
+        f"{side}.new.{kind}.{part}"
+        for side in ("embedding", "head")
+        for kind in ("image", "audio")
+        for part in ("project", "project_bias")
+    }, "the first phase moves projections alone"
 
 
 def test_speech_is_logged_beside_text_and_images(work):
@@ -137,11 +147,27 @@ def test_speech_is_logged_beside_text_and_images(work):
 
 def test_figures_have_their_controls(work):
     figures = json.loads((work.run / "metrics.json").read_text())["speech"]
-    for name in ("cer", "wer", "retrieval_r1", "round_trip_cer", "spoken_cer", "mel_error"):
-        assert figures[name] >= 0
-    for control in ("shuffled", "mixed", "nearest", "constant"):
-        assert figures[f"cer_{control}"] >= 0
+    assert set(REQUIRED["speech"].split()) | {"round_trip_cer", "spoken_cer", "mel_error"} <= figures.keys()
+    samples = json.loads((work.run / "eval" / "speech" / "figures.json").read_text())["samples"]
+    truth, written, near = ([sample[name] for sample in samples] for name in ("truth", "written", "nearest"))
+    assert len(truth) == figures["n"] and figures["cer"] == error_rates(written, truth)["cer"]
+    assert figures["cer_nearest"] == error_rates(near, truth)["cer"]
     assert "<h2>Speech</h2>" in (work.run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_controls_of_transcripts_tell_who_hears_the_order_of_codes(work, ordered):
+    """A writer that names each code it hears is right; with codes out of order it is wrong if their order tells it."""
+
+    def write(heard, plan, seeds):
+        return ["".join(chr(97 + int(code)) for code in (codes if ordered else codes.sort().values)) for codes in heard]
+
+    writer = SimpleNamespace(maker=SimpleNamespace(heard=lambda codes: codes), write_texts=write)
+    heard = [torch.arange(start, start + 8) for start in (0, 8, 16)]
+    truth = ["abcdefgh", "ijklmnop", "qrstuvwx"]
+    figures = written_down(writer, heard, truth, [0, 1, 2], work.experiment)
+    assert figures["written"] == truth and figures["cer"] == 0 and figures["cer_shuffled"] == 1
+    assert figures["cer_mixed"] > 0.3 if ordered else figures["cer_mixed"] == 0
 
 
 def test_sounds_in_and_out_also_from_a_release(work, tmp_path):

@@ -113,15 +113,22 @@ def test_a_selector_that_zero_3_spreads_is_calibrated(config):
 
 
 def test_a_codebook_of_a_file_stays_as_it_is(config, tmp_path, capsys):
-    given = torch.nn.functional.normalize(torch.randn(32, 8, generator=torch.Generator().manual_seed(3)), dim=-1)
+    given = torch.randn(32, 8, generator=torch.Generator().manual_seed(3))
     save_file({"codebook": given}, tmp_path / "given.safetensors")
     settings = [f"run={tmp_path / 'run'}", f"tokenizer.model.quantizer.file={tmp_path / 'given.safetensors'}"]
     with in_this_process():
         run_stage(prepare.main, None, [str(config), *settings])
         run_stage(train.main, None, [str(config), *settings])
     state = load_file(tmp_path / "run" / "tokenizer" / "tokenizer.safetensors")
-    torch.testing.assert_close(state["quantizer.codebook"], given)
-    for wrong, said in ((torch.randn(31, 8), r"\(31, 8\).*32 × 8"), (None, "does not exist")):
+    torch.testing.assert_close(state["quantizer.codebook"], torch.nn.functional.normalize(given, dim=-1))
+    for wrong, said in (
+        (torch.randn(31, 8), r"\(31, 8\).*32 × 8"),
+        (torch.randn(32, 9), r"\(32, 9\).*32 × 8"),
+        (given.index_fill(0, torch.tensor([3]), torch.nan), "no directions"),
+        (given.index_fill(0, torch.tensor([3]), 0.0), "no directions"),
+        (torch.ones(32, 8, dtype=torch.int64), r"no directions \(torch.int64\)"),
+        (None, "does not exist"),
+    ):
         path = tmp_path / "wrong.safetensors"
         path.unlink(missing_ok=True)
         if wrong is not None:

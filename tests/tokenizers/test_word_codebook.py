@@ -6,6 +6,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.decoders import Replace
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from lavit.data.llms import llm_folder
 from lavit.data.text import TrainedTextConfig, open_text_tokenizer, train_text_tokenizer
@@ -84,6 +89,21 @@ def test_words_of_a_file_and_its_mistakes(text, tmp_path):
         word_list(text, config(file=str(path)))
     with pytest.raises(ValueError, match="pyramid.words.file: no file .*one a line"):
         word_list(text, config(file=str(tmp_path / "none.txt")))
+
+
+def test_a_word_that_is_one_token_and_does_not_come_back_is_said(tmp_path):
+    """A text tokenizer of whole words, which writes one of them as another and knows few."""
+    plain = Tokenizer(WordLevel({"red": 0, "cat": 1, "hat": 2, "<unk>": 3}, unk_token="<unk>"))
+    plain.pre_tokenizer, plain.decoder = Whitespace(), Replace("cat", "hat")
+    text, path = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>"), tmp_path / "words.txt"
+    path.write_text("red\nhat\n")
+    assert word_list(text, config(file=str(path))).ids.tolist() == [0, 2]
+    path.write_text("red\ncat\n")
+    with pytest.raises(ValueError, match="line 2: 'cat' is one token, but comes back from the text tokenizer as 'hat'"):
+        word_list(text, config(file=str(path)))
+    path.write_text("red\ndog\n")
+    with pytest.raises(ValueError, match="line 2: 'dog' is unknown to the language model's text tokenizer"):
+        word_list(text, config(file=str(path)))
 
 
 def test_vectors_are_the_embeddings_on_axes_of_equal_variance(text, llm):
