@@ -35,7 +35,7 @@ REQUIRED = {
     "in_context": "accuracy chance n episodes denoise_accuracy denoise_majority denoise_last denoise_random denoise_n "
     "reconstruct_accuracy reconstruct_given reconstruct_majority reconstruct_n",
     "visual_words": "divergence divergence_constant entropy entropy_mean category_accuracy hit5 hit5_shuffled "
-    "hit5_constant n",
+    "hit5_constant patch_hit patch_hit_shuffled patch_hit_constant n",
     "speech": "cer cer_shuffled cer_mixed cer_nearest cer_constant wer retrieval_r1 retrieval_chance_r1 tokens_mean "
     "codes n",
     "pyramid": "mse psnr cosine r5 chance_r5 mse_mean_image psnr_mean_image r5_shuffled r5_nearest cosine_nearest "
@@ -215,6 +215,8 @@ TABLE = (
         "chance": "category_chance", "majority": "category_majority", "shuffled": "category_shuffled"}),
     Figure("visual_words", "hit5", "One of the five most telling words is in the caption", {
         "five commonest words": "hit5_constant", "shuffled": "hit5_shuffled"}),
+    Figure("visual_words", "patch_hit", "The likeliest word of a patch is in the caption", {
+        "commonest word": "patch_hit_constant", "shuffled": "patch_hit_shuffled"}),
     Figure("visual_words", "entropy", "Entropy of the visual words of a patch", {}, {"of their mean": "entropy_mean"},
            top=None, note="nats; equal to that of their mean where all patches have the same words"),
     Figure("speech", "cer", "Characters written wrong of what is said", {

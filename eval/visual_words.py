@@ -80,7 +80,7 @@ def main(experiment: Experiment, run: Path) -> None:
     truth = [pictures.captions[n] for n in numbers]
     learned = work.pictures("captions", "train").captions
     figures |= categories(named.said, whole.words, truth, learned, experiment)
-    figures |= hits(named.said, whole(usual), whole.words, truth, learned, experiment)
+    figures |= hits(named, whole(usual), whole.words, truth, learned, experiment)
     samples = [
         {"number": n, "truth": t, "words": [[whole.words[i] for i in patch] for patch in patches]}
         for n, t, patches in zip(numbers, truth, named.shown.tolist(), strict=True)
@@ -182,26 +182,30 @@ def categories(
 
 
 def hits(
-    said: Tensor, usual: Tensor, known: list[str], truth: list[str], learned: list[str], experiment: Experiment
+    named: Named, usual: Tensor, known: list[str], truth: list[str], learned: list[str], experiment: Experiment
 ) -> dict[str, float]:
-    """How often one of the five words that a picture (N, W) has most beyond the ``usual`` (W,) is in its caption.
+    """How often words are in the caption: one of five of a picture, and of single patches the likeliest.
 
-    The constant is the five words that most of the captions learned have.
+    The five are those that a picture has most beyond the ``usual`` (W,). The constants are the five words, and the one,
+    that most of the captions learned have.
     """
     counts = Counter(word for caption in learned for word in set(LETTERS.findall(caption.lower())))
-    common = set(sorted(counts, key=lambda word: (-counts[word], word))[:5])
-    words = [{known[i] for i in row} for row in telling(said, usual, 5).tolist()]
+    common = sorted(counts, key=lambda word: (-counts[word], word))[:5]
+    five = [[{known[i] for i in row}] for row in telling(named.said, usual, 5).tolist()]
+    likeliest = [[{known[i]} for i in patches] for patches in named.shown[..., 0].tolist()]
     captions = [set(LETTERS.findall(caption.lower())) for caption in truth]
     orders = derangements(len(truth), experiment.evaluation.derangements, experiment.seed).tolist()
 
-    def rate(order: list[int]) -> float:
-        return sum(bool(its & captions[i]) for its, i in zip(words, order, strict=True)) / len(truth)
+    def rate(said: list[list[set[str]]], order: list[int]) -> float:
+        found = [bool(words & captions[i]) for its, i in zip(said, order, strict=True) for words in its]
+        return sum(found) / len(found)
 
-    return {
-        "hit5": rate(list(range(len(truth)))),
-        "hit5_shuffled": sum(map(rate, orders)) / len(orders),
-        "hit5_constant": sum(bool(common & caption) for caption in captions) / len(captions),
-    }
+    figures = {}
+    for name, said, constant in (("hit5", five, common), ("patch_hit", likeliest, common[:1])):
+        figures[name] = rate(said, list(range(len(truth))))
+        figures[f"{name}_shuffled"] = sum(rate(said, order) for order in orders) / len(orders)
+        figures[f"{name}_constant"] = rate([[set(constant)]] * len(truth), list(range(len(truth))))
+    return figures
 
 
 def telling(said: Tensor, usual: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from eval.demo import stages_of
-from eval.visual_words import WholeWords, categories, hits, looked_over
+from eval.visual_words import Named, WholeWords, categories, hits, looked_over
 from lavit.experiment import load_experiment, run_stage
 from lavit.pipeline import LaVIT
 from lavit.workspace import Workspace
@@ -191,6 +191,10 @@ def test_classes_and_hits_are_counted_beside_shuffles():
     assert fewer["category_accuracy"] == 0.5 and fewer["category_known"] == pytest.approx(2 / 3)
     words = [f"{letter}{letter}{letter}" for letter in "abcdefghij"]
     truths, usual = ["ccc: aaa", "nothing", "ddd: ccc"], torch.full((10,), 0.1)
-    counted = hits(torch.eye(10)[:3], usual, words, truths, ["nothing here", "nothing at all"], experiment)
+    shown = torch.tensor([[2, 0], [5, 5], [3, 9]])[..., None]  # ccc and aaa; fff twice; ddd and jjj
+    named = Named(torch.eye(10)[:3], shown, {})
+    counted = hits(named, usual, words, truths, ["nothing here", "nothing at all"], experiment)
     assert counted["hit5"] == pytest.approx(2 / 3) and counted["hit5_constant"] == pytest.approx(1 / 3)
+    assert counted["patch_hit"] == pytest.approx(3 / 6) and counted["patch_hit_constant"] == pytest.approx(1 / 3)
+    assert counted["patch_hit_shuffled"] <= 1 / 6, "one of six at most is in another's caption"
     assert categories(said, known, truth, ["a b: c"], experiment)["category_accuracy"] is None
