@@ -1,4 +1,5 @@
-# Commands of the project; README.md and the guides that it names explain them. CONFIG chooses the experiment, ARGS adds key=value overrides.
+# Commands of the project; README.md and the guides that it names explain them. CONFIG chooses the experiment, ARGS adds
+# key=value overrides.
 CONFIG ?= configs/lavit/demo.yaml
 GPUS ?=
 HOSTFILE ?=

@@ -200,11 +200,11 @@ def hits(
         found = [bool(words & captions[i]) for its, i in zip(said, order, strict=True) for words in its]
         return sum(found) / len(found)
 
-    figures = {}
+    figures, own = {}, list(range(len(truth)))
     for name, said, constant in (("hit5", five, common), ("patch_hit", likeliest, common[:1])):
-        figures[name] = rate(said, list(range(len(truth))))
+        figures[name] = rate(said, own)
         figures[f"{name}_shuffled"] = sum(rate(said, order) for order in orders) / len(orders)
-        figures[f"{name}_constant"] = rate([[set(constant)]] * len(truth), list(range(len(truth))))
+        figures[f"{name}_constant"] = rate([[set(constant)]] * len(truth), own)
     return figures
 
 

@@ -32,18 +32,16 @@ def documents_by_length(document: Tensor, position: Tensor, padded: bool = True)
         padded: whether they will be; else they are one group.
     """
     source = (document >= 0).flatten().nonzero().flatten()
-    within = position.flatten()[source]
-    number = (within == 0).cumsum(0) - 1
+    number = (position.flatten()[source] == 0).cumsum(0) - 1
     counts = number.bincount()
     group = torch.bucketize(counts, 2 ** torch.arange(SHORT if padded else 40, 41, device=counts.device))
-    return tuple(_group(source, within, number, counts, group == one) for one in group.unique().tolist())
+    return tuple(_group(source[(group == one)[number]], counts[group == one]) for one in group.unique().tolist())
 
 
-def _group(source: Tensor, within: Tensor, number: Tensor, counts: Tensor, chosen: Tensor) -> Rows:
-    length = int(counts[chosen].max())
-    real = torch.arange(length, device=counts.device)[None] < counts[chosen][:, None]
-    here, among = chosen[number], chosen.cumsum(0) - 1
-    return Rows(among[number[here]] * length + within[here], source[here], real)
+def _group(source: Tensor, counts: Tensor) -> Rows:
+    """Rows of documents that stand one after another in ``source``, with so many tokens each."""
+    real = torch.arange(int(counts.max()), device=counts.device)[None] < counts[:, None]
+    return Rows(real.flatten().nonzero().flatten(), source, real)
 
 
 def attend_by_document(blocks: nn.Module) -> None:

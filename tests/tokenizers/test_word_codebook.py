@@ -98,12 +98,13 @@ def test_a_word_that_is_one_token_and_does_not_come_back_is_said(tmp_path):
     text, path = PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>"), tmp_path / "words.txt"
     path.write_text("red\nhat\n")
     assert word_list(text, config(file=str(path))).ids.tolist() == [0, 2]
-    path.write_text("red\ncat\n")
-    with pytest.raises(ValueError, match="line 2: 'cat' is one token, but comes back from the text tokenizer as 'hat'"):
-        word_list(text, config(file=str(path)))
-    path.write_text("red\ndog\n")
-    with pytest.raises(ValueError, match="line 2: 'dog' is unknown to the language model's text tokenizer"):
-        word_list(text, config(file=str(path)))
+    for word, said in (
+        ("cat", "line 2: 'cat' is one token, but comes back from the text tokenizer as 'hat'"),
+        ("dog", "line 2: 'dog' is unknown to the language model's text tokenizer"),
+    ):
+        path.write_text(f"red\n{word}\n")
+        with pytest.raises(ValueError, match=said):
+            word_list(text, config(file=str(path)))
 
 
 def test_vectors_are_the_embeddings_on_axes_of_equal_variance(text, llm):
