@@ -207,16 +207,20 @@ def questions(
 ) -> tuple[list[Document], list[bool]]:
     """A prompt for each item, and which of them had to leave out their hint, to fit into what the model reads.
 
+    After it come an answer's tokens or, where choices are scored and not put as ``letters``, the longest of them.
+
     Raises:
         ValueError: one that does not fit without it, by its item's id.
     """
     prompts, cut = [], []
     for item, picture in zip(items, pictures, strict=True):
+        scored = [] if letters else [str(choice) for choice in item.about.get("choices") or ()]
+        room = max(map(len, writer.text_ids(scored)), default=config.answers.max_tokens)
         for hint in (True, False):
             text = asked_text(item, letters, hint)
             (prompt,) = writer.question_prompts([picture], [text], config.question)
             try:
-                check_prompts(writer.model, [prompt], config.answers.max_tokens)
+                check_prompts(writer.model, [prompt], room)
                 break
             except ValueError as error:
                 if not (hint and item.about.get("hint")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from lavit.metrics.captions import caption_scores, category_accuracy, category_o
 from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
 from lavit.runs import Progress, write_json
 from lavit.tokens import Picture
-from lavit.workspace import Workspace
+from lavit.workspace import SEARCHED, Workspace
 
 PRIOR_PICTURES = 64
 RANKS = (1, 5, 10)
+# What baselines are searched in, so that they take minutes with millions of pictures too.
+CONSTANTS = 2000  # training labels, the commonest
+HELD = 500  # validation labels that they are tried on
 
 
 def main(experiment: Experiment, run: Path) -> None:
@@ -51,9 +55,14 @@ def views(work: Workspace, split: str, numbers: list[int]) -> list[Picture]:
 
 
 def nearest_pictures(work: Workspace, split: str, numbers: list[int]) -> list[int]:
-    """The numbers of the training pictures with the encoder features most similar to those of some pictures."""
-    found = nearest(work.head_features("captions", split)[numbers], work.head_features("captions", "train"))
-    return found.tolist()
+    """The numbers of the training pictures with the encoder features most similar to those of some pictures.
+
+    In a large training split some are searched, at even steps (:data:`lavit.workspace.SEARCHED`).
+    """
+    searched = work.pictures("captions", "train").some(SEARCHED)
+    known = work.head_features("captions", "train", searched)
+    found = nearest(work.head_features("captions", split, numbers), known)
+    return [searched[n] for n in found.tolist()]
 
 
 def prior_views(work: Workspace) -> list[Picture]:
@@ -63,7 +72,7 @@ def prior_views(work: Workspace) -> list[Picture]:
 
 def validation_labels(work: Workspace) -> list[str]:
     pictures = work.pictures("captions", "validation")
-    return [label_of(pictures.captions[n]) for n in pictures.distinct()]
+    return [label_of(pictures.captions[n]) for n in pictures.distinct(HELD)]
 
 
 def compare(
@@ -81,7 +90,7 @@ def compare(
     labels = [label_of(w) for w in written]
     scores = caption_scores(references, dict(zip(keys, labels, strict=True)))
     # The constant is chosen where nothing is reported: the training label that scores best on validation.
-    constants = sorted({label_of(c) for c in train})
+    constants = sorted(label for label, _ in Counter(map(label_of, train)).most_common(CONSTANTS))
     held = {str(i): [label] for i, label in enumerate(validation)}
     tried = cider_many(held, [dict.fromkeys(held, label) for label in constants])
     constant = constants[max(range(len(constants)), key=tried.__getitem__)]

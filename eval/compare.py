@@ -58,6 +58,8 @@ def opened(experiment: Experiment) -> Compared:
         ValueError: it has not been evaluated.
     """
     run = Path(experiment.run)
+    if experiment.data.vqa is None:
+        raise ValueError(f"{run} has no questions (data.vqa is null); compare runs of the same pictures and questions")
     found: dict[str, dict[str, Any]] = {}
     for part in ("caption", "vqa"):
         path = run / "eval" / part / "figures.json"
@@ -162,12 +164,12 @@ def markdown(rows: dict[str, Any]) -> str:
     ]
     for name, row in rows["systems"].items():
         lines.append(
-            f"| {name} | {row['category_accuracy']:.3f} | {row['category_shuffled']:.3f} | {row['cider']:.3f} | "
+            f"| {name} | {three(row['category_accuracy'])} | {three(row['category_shuffled'])} | {row['cider']:.3f} | "
             f"{row['vqa']:.3f} | {row['tokens']:.1f} | {row['trained']:,} | {row['seconds']:.0f} |"
         )
     lines += [
-        f"| nearest training picture | {said['nearest']:.3f} | | {said['cider_nearest']:.3f} | | | | |",
-        f"| majority | {said['majority']:.3f} | | | {asked['majority']:.3f} | | | |",
+        f"| nearest training picture | {three(said['nearest'])} | | {said['cider_nearest']:.3f} | | | | |",
+        f"| majority | {three(said['majority'])} | | | {asked['majority']:.3f} | | | |",
         f"| best constant | | | {said['cider_constant']:.3f} | | | | |",
         f"| the question alone | | | | {asked['question_only']:.3f} | | | |",
         "",
@@ -176,13 +178,19 @@ def markdown(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def three(value: float | None) -> str:
+    """Three digits; nothing of classes that captions have not."""
+    return "" if value is None else f"{value:.3f}"
+
+
 def remarks(rows: dict[str, Any]) -> list[str]:
     """What is not told from chance, within two standard errors."""
     said, asked, out = rows["captions"], rows["questions"], []
     for name, row in rows["systems"].items():
-        base = max(row["category_shuffled"], said["majority"])
-        if row["category_accuracy"] - base < NOISE * (base * (1 - base) / said["n"]) ** 0.5:
-            out.append(f"{name}: the class of its captions is at chance.")
+        if row["category_accuracy"] is not None:
+            base = max(row["category_shuffled"], said["majority"])
+            if row["category_accuracy"] - base < NOISE * (base * (1 - base) / said["n"]) ** 0.5:
+                out.append(f"{name}: the class of its captions is at chance.")
         base = max(asked["question_only"], asked["majority"])
         if row["vqa"] - base < NOISE * (base * (1 - base) / asked["n"]) ** 0.5:
             out.append(f"{name}: its answers are no better than the question alone gives.")

@@ -30,7 +30,7 @@ LAVIT = (
     Stage("eval/caption", "eval.caption", needs=("pretrain",), group=TOGETHER),
     Stage("eval/text_to_image", "eval.text_to_image", needs=("pretrain", "decoder"), group=TOGETHER),
     Stage("eval/vqa", "eval.vqa", needs=("pretrain",), group=TOGETHER),
-    Stage("eval/reconstruction", "eval.reconstruct", needs=("pretrain", "decoder"), group=TOGETHER),
+    Stage("eval/reconstruction", "eval.reconstruct", needs=("decoder",), group=TOGETHER),
     Stage(
         "report",
         "eval.report",

@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from eval.models import artist_digests, digest_of, weights_digests
+from eval.models import artist_digests, digest_of, weights_digests, writer_precision
 from lavit.arguments import batches
 from lavit.benchmarks.drawings import DrawingConfig
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment
 from lavit.launch import rank_and_world
 from lavit.pages.pictures import to_image
+from lavit.painter import Painting
 from lavit.pipeline import LaVIT
 from lavit.runs import FolderLock, Progress, is_done, stage_clock, write_json, written_whole
-from lavit.system import IN_CONTEXT, Painting
+from lavit.system import IN_CONTEXT
 from lavit.tokenizers.relevance import Clip
 from lavit.vocabulary import UNDERSTANDS
 
@@ -50,6 +51,7 @@ def drawing_setting(experiment: Experiment, run: Path, config: DrawingConfig) ->
         "words": dataclasses.asdict(words) if words else None,
         "painting": painting,
         "candidates": config.candidates,
+        "precision": writer_precision(experiment),
         "judge": None if config.candidates == 1 else weights_digests(clip) if clip else "the model itself",
         "seed": experiment.seed,
     }

@@ -34,11 +34,14 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
         "tokenizer, with its frozen encoder": system.tokenizer,
         "language model": system.model,
         **({"pixel decoder": system.renderer} if draws else {}),
+        **({"speech tokenizer, with its frozen encoder": system.parts.speech} if system.parts.speech else {}),
+        **({"vocoder": system.parts.vocoder} if system.parts.vocoder else {}),
     }
     system.tokenizer.encoder.drop_classifier()  # as it is saved
     tensors = {name: {value.data_ptr(): value for value in part.state_dict().values()} for name, part in sizes.items()}
     counts = {name: sum(value.numel() for value in its.values()) for name, its in tensors.items()}
-    indices = [read_json(run / "data" / part / "index.json") for part in work.parts()]
+    parts = [*work.parts(), *(["speech"] if experiment.data.speech else [])]
+    indices = {part: read_json(run / "data" / part / "index.json") for part in parts}
     card = model_card(experiment, read_json(run / "metrics.json"), indices, read_json(run / "environment.json"), counts)
     system.save_pretrained(folder, STORED, card, SHARD)
 
@@ -46,12 +49,12 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
 def model_card(
     experiment: Experiment,
     metrics: Metrics,
-    indices: list[dict[str, Any]],
+    indices: dict[str, dict[str, Any]],
     environment: dict[str, Any],
     counts: dict[str, int],
 ) -> str:
     """The text of README.md: what it is, what it was trained on, its figures beside their baselines, its limits."""
-    sources = {name: about for index in indices for name, about in index["licences"].items()}
+    sources = {name: about for index in indices.values() for name, about in index["licences"].items()}
     data = licence_rows(sources | texts_of(experiment))
     weights = licence_rows(weights_of(experiment)) or ["| none, all is from random numbers | | | |"]
     figures = [
@@ -64,7 +67,8 @@ def model_card(
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts.items())
     tests = metrics[next(group for group in GROUPS if group in metrics)]["split"]
     e, commit = experiment, environment["commit"][:12] + (", with changes" if environment["dirty"] else "")
-    images = sum(sum(index["counts"].values()) for index in indices)
+    had = {part: sum(index["counts"].values()) for part, index in indices.items()}
+    clips = had.pop("speech", 0)
     draws = "pixel decoder" in counts
     drawing = (
         f"""
@@ -101,7 +105,7 @@ model.answer("cat.png", "what is it?"){drawing}
 {folders}
 ## Trained on
 
-{images:,} pictures. {e.card.about}
+{sum(had.values()):,} pictures{f" and {clips:,} clips of speech" if clips else ""}. {e.card.about}
 
 | source | package | licence | what |
 |---|---|---|---|
@@ -153,11 +157,14 @@ def texts_of(experiment: Experiment) -> dict[str, dict[str, str]]:
 
 def weights_of(experiment: Experiment) -> dict[str, dict[str, str]]:
     """Where the weights came from that no stage of the run made from nothing, by the part that holds them."""
-    llm, decoder = experiment.pretrain.model.llm, experiment.decoder.model
+    llm, decoder, speech = experiment.pretrain.model.llm, experiment.decoder.model, experiment.tokenizer.speech
+    packaged = speech is not None and speech.folder is None
     parts: dict[str, tuple[str | None, Any]] = {
         "encoder": (experiment.tokenizer.model.encoder.weights.asset, experiment.tokenizer.model.encoder.weights.file),
         "vectors of words": ("sentences" if experiment.pretrain.text.words else None, None),
         "language model": (llm.asset, llm.folder),
+        "encoder of speech": ("whisper-part1" if packaged else None, speech and speech.folder),
+        "encoder of speech, too": ("whisper-part2" if packaged else None, None),
         "U-Net": (None, decoder.unet.folder),
         "VAE": (None, decoder.latents.vae and decoder.latents.vae.folder),
     }

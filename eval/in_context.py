@@ -32,8 +32,9 @@ PAINTED = ("last example", "commonest words", "written", "written from a corrupt
 
 def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
-    folder, config, seed = work.folder("eval/in_context"), cfg.in_context, experiment.seed
+    config, seed = cfg.in_context, experiment.seed
     words, pyramid, pictures = work.word_list(), work.pyramid(), work.pictures("captions", cfg.split)
+    folder = work.folder("eval/in_context")
     codes = checked_codes(work.pyramid_codes(cfg.split), len(words.ids))
     check_words(config, sum(pyramid.counts))
     classes = {"category": by_category(pictures), "label": by_label(pictures)}

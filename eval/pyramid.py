@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eval.caption import nearest_pictures
 from eval.reconstruct import to_bytes
 from lavit.data.sentences import sentence_vectors
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import category_of, label_of
 from lavit.metrics.codes import code_usage
-from lavit.metrics.images import psnr
-from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
+from lavit.metrics.images import mean_psnr
+from lavit.metrics.retrieval import chance_recall, derangements, recall_at
 from lavit.pages.pictures import evenly
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.encoders import Encoder
@@ -58,7 +59,8 @@ def main(experiment: Experiment, run: Path) -> None:
     progress.update(3)
     truth = [pictures.captions[n] for n in numbers]
     vectors = centred(sentence_vectors(words.words))
-    told = meaning(named[:, : tokenizer.geometry.prefix(TOLD)], vectors, truth, experiment)
+    learned = work.pictures("captions", "train").captions
+    told = meaning(named[:, : tokenizer.geometry.prefix(TOLD)], vectors, truth, learned, experiment)
     fitted = aligned(work, vectors, numbers, truth)
     figures |= {**told, **fitted, "reasons": told.get("reasons", {}) | fitted.get("reasons", {})}
     usage = code_usage(named.flatten(), len(words.ids))
@@ -102,7 +104,7 @@ def measured(made: Tensor, originals: Tensor, encoder: Encoder, real: Tensor) ->
     similar = F.normalize(features - features.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
     return {
         "mse": float((made - originals).square().mean()),
-        "psnr": float(psnr(made, originals).mean()),
+        "psnr": mean_psnr(made, originals),
         "cosine": float(F.cosine_similarity(features, real).mean()),
         "r5": recall_at(similar, torch.arange(len(made)), min(5, len(made))),
     }
@@ -123,13 +125,12 @@ def baselines(
     train, size = work.pictures("captions", "train"), originals.shape[-1]
     real, split = pooled(encoder, originals), experiment.evaluation.split
     mean = train.pixels(train.distinct(MEAN_OF), size).mean(0, keepdim=True).expand_as(originals)
-    near = nearest(work.head_features("captions", split)[numbers], work.head_features("captions", "train"))
-    copied = measured(train.pixels(near.tolist(), size), originals, encoder, real)
+    copied = measured(train.pixels(nearest_pictures(work, split, numbers), size), originals, encoder, real)
     orders = derangements(len(numbers), 2, experiment.seed)
     others = [measured(rebuilt[order], originals, encoder, real) for order in orders]
     return {
         "mse_mean_image": float((mean - originals).square().mean()),
-        "psnr_mean_image": float(psnr(mean, originals).mean()),
+        "psnr_mean_image": mean_psnr(mean, originals),
         **{f"{name}_nearest": value for name, value in copied.items()},
         **{f"{name}_shuffled": fmean(its[name] for its in others) for name in copied},
     }
@@ -143,7 +144,7 @@ def latent_errors(
     The same latents, the encoder's, are quantized by every rule with the same number of tokens.
     """
     split = work.experiment.evaluation.split
-    heads = work.head_features("captions", split)[numbers] if tokenizer.config.pooled else None
+    heads = work.head_features("captions", split, numbers) if tokenizer.config.pooled else None
     parts = []
     for start in range(0, len(numbers), AT_ONCE):
         some = slice(start, start + AT_ONCE)
@@ -168,12 +169,14 @@ def latent_errors(
 # -------------------------------------------------------------------------------------------------------------- words
 
 
-def meaning(named: Tensor, vectors: Tensor, truth: list[str], experiment: Experiment) -> dict[str, float]:
+def meaning(
+    named: Tensor, vectors: Tensor, truth: list[str], learned: list[str], experiment: Experiment
+) -> dict[str, float]:
     """What the words (n, m) of the upper layers say of their pictures, by sentence vectors (K, E) of the words.
 
     ``similarity`` is the mean cosine of a picture's words and its label, beside random words and those of other
     pictures; ``label_r10`` how often the label is among the ten nearest of all labels to the mean of the words;
-    ``category`` how often the nearest category is the picture's.
+    ``category`` how often the nearest category is the picture's, beside the commonest of the captions ``learned`` from.
     """
     labels = centred(sentence_vectors([label_of(caption) for caption in truth]))
     said = F.normalize(vectors[named].mean(1), dim=-1)
@@ -200,6 +203,7 @@ def meaning(named: Tensor, vectors: Tensor, truth: list[str], experiment: Experi
     asked = [i for i, category in enumerate(categories) if category]
     right = torch.tensor([known.index(categories[i]) for i in asked])
     classes = centred(sentence_vectors(known))
+    majority = max(known, key=Counter(map(category_of, learned)).__getitem__)
 
     def category(words: Tensor) -> float:
         guess = (F.normalize(vectors[words].mean(1), dim=-1) @ classes.T).argmax(1)
@@ -209,7 +213,7 @@ def meaning(named: Tensor, vectors: Tensor, truth: list[str], experiment: Experi
         "category": category(named),
         "category_random": fmean(category(words) for words in drawn),
         "category_shuffled": fmean(category(named[order]) for order in orders),
-        "category_majority": Counter(right.tolist()).most_common(1)[0][1] / len(right),
+        "category_majority": float((right == known.index(majority)).float().mean()),
     }
 
 

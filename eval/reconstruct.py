@@ -15,10 +15,10 @@ from eval.caption import nearest_pictures
 from eval.figures import BUDGETS, Budget
 from lavit.data.order import seed_for
 from lavit.experiment import Experiment, run_stage
-from lavit.metrics.images import frechet_distance, psnr
+from lavit.metrics.images import frechet_distance, mean_psnr
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
 from lavit.pages.pictures import evenly
-from lavit.pipeline import LaVIT
+from lavit.painter import Painter
 from lavit.renderers.sampling import samplers_of
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.decoder import cosine
@@ -35,34 +35,34 @@ def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
     folder = work.folder("eval/reconstruction")
     progress = Progress(folder, 4, "passes")
-    system, pictures, codes = (
-        LaVIT.from_run(work),
+    painter, pictures, codes = (
+        Painter.from_run(work),
         work.pictures("captions", cfg.split),
         work.codes("captions", cfg.split),
     )
     numbers = pictures.distinct(cfg.reconstructions)
-    features = system.features([codes.codes(n) for n in numbers])
+    features = painter.features([codes.codes(n) for n in numbers])
     seeds = [seed_for(experiment.seed, 1, n) for n in numbers]
-    images = system.render(features, seeds)
+    images = painter.render(features, seeds)
     progress.update(1)
     originals = pictures.pixels(numbers, images.shape[-1])
-    real = pooled(system, originals)
+    real = pooled(painter, originals)
     shuffles = derangements(len(numbers), cfg.derangements, experiment.seed)
-    figures = measure(system, images, originals, real, shuffles)
+    figures = measure(painter, images, originals, real, shuffles)
     progress.update(2)
-    figures |= baselines(work, system, numbers, features, originals, real)
+    figures |= baselines(work, painter, numbers, features, originals, real)
     figures |= {f"chance_r{k}": chance_recall(len(numbers), min(k, len(numbers))) for k in (1, 5)}
     if cfg.curve:
         few = slice(0, cfg.curve)
-        figures["curve"] = curve(system, features[few], seeds[few], originals[few], real[few])
+        figures["curve"] = curve(painter, features[few], seeds[few], originals[few], real[few])
     progress.update(3)
     shown = evenly(list(range(len(numbers))), SHOWN)
-    patches = system.tokenizer.patch_features(pictures.inputs(numbers, system.tokenizer.config.encoder.image_size))
+    patches = painter.tokenizer.patch_features(pictures.inputs(numbers, painter.tokenizer.config.encoder.image_size))
     own = Made(float(codes.counts()[numbers].float().mean()), features, images[shown])
-    made = {name: rebuild(system, patches, share, shown, [seeds[i] for i in shown]) for name, share in BUDGETS.items()}
+    made = {name: rebuild(painter, patches, share, shown, [seeds[i] for i in shown]) for name, share in BUDGETS.items()}
     figures |= {"budget_n": len(shown), "budget_chance_r1": chance_recall(len(shown), 1)}
     for name, its in {"own": own, **made}.items():
-        found = measure(system, its.images, originals[shown], real[shown])
+        found = measure(painter, its.images, originals[shown], real[shown])
         found |= {"tokens": its.tokens, "cosine": float(cosine(patches, its.features).mean())}
         figures |= {f"budget_{name}_{k}": found[k] for k in Budget._fields}
     write_array(folder / "images.npy", to_bytes(images))
@@ -73,17 +73,17 @@ def main(experiment: Experiment, run: Path) -> None:
 
 
 def baselines(
-    work: Workspace, system: LaVIT, numbers: list[int], features: Tensor, originals: Tensor, real: Tensor
+    work: Workspace, painter: Painter, numbers: list[int], features: Tensor, originals: Tensor, real: Tensor
 ) -> dict[str, float]:
     """What the nearest training picture, the mean one and the linear draft come to in the place of reconstructions."""
     train, size = work.pictures("captions", "train"), originals.shape[-1]
     near = train.pixels(nearest_pictures(work, work.experiment.evaluation.split, numbers), size)
-    figures = {f"nearest_{k}": v for k, v in measure(system, near, originals, real).items()}
+    figures = {f"nearest_{k}": v for k, v in measure(painter, near, originals, real).items()}
     if work.experiment.decoder.model.draft:  # what the diffusion adds to
-        draft = system.renderer.draft_images(features)
-        figures |= {f"draft_{k}": v for k, v in measure(system, draft, originals, real).items()}
+        draft = painter.renderer.draft_images(features)
+        figures |= {f"draft_{k}": v for k, v in measure(painter, draft, originals, real).items()}
     mean = train.pixels(train.distinct(MEAN_OF), size).mean(0, keepdim=True)
-    return figures | {"psnr_mean_image": float(psnr(mean.expand_as(originals), originals).mean())}
+    return figures | {"psnr_mean_image": mean_psnr(mean.expand_as(originals), originals)}
 
 
 class Made(NamedTuple):
@@ -100,42 +100,44 @@ class Made(NamedTuple):
     images: Tensor
 
 
-def rebuild(system: LaVIT, patches: Tensor, share: int, shown: list[int], seeds: list[int]) -> Made:
+def rebuild(painter: Painter, patches: Tensor, share: int, shown: list[int], seeds: list[int]) -> Made:
     """Pictures from P / ``share`` tokens; ``patches`` (n, P, D) are the features of all, ``seeds`` of those shown.
 
     Tokens are decoded as they are: words cannot say where fewer of them come from than there are anchors.
     """
     tokens = max(1, patches.shape[1] // share)
-    found = [system.tokenizer.encode_features(part, tokens=tokens) for part in patches.split(system.batch)]
-    features = torch.cat([system.tokenizer.decode(its) for its in found])
-    return Made(tokens, features, system.render(features[shown], seeds))
+    found = [painter.tokenizer.encode_features(part, tokens=tokens) for part in patches.split(painter.batch)]
+    features = torch.cat([painter.tokenizer.decode(its) for its in found])
+    return Made(tokens, features, painter.render(features[shown], seeds))
 
 
-def curve(system: LaVIT, features: Tensor, seeds: list[int], originals: Tensor, real: Tensor) -> list[dict[str, Any]]:
+def curve(
+    painter: Painter, features: Tensor, seeds: list[int], originals: Tensor, real: Tensor
+) -> list[dict[str, Any]]:
     """R@5 and the Fréchet distance by the number of steps, of each sampler that goes with the decoder's prediction."""
     rows = []
-    for sampler in samplers_of(system.renderer.config.prediction):
+    for sampler in samplers_of(painter.renderer.config.prediction):
         for steps in STEPS:
-            images = system.render(features, seeds, steps=steps, sampler=sampler)
-            figures = measure(system, images, originals, real)
+            images = painter.render(features, seeds, steps=steps, sampler=sampler)
+            figures = measure(painter, images, originals, real)
             rows.append({"sampler": sampler, "steps": steps, "r5": figures["r5"], "fd_lite0": figures["fd_lite0"]})
     return rows
 
 
 def measure(
-    system: LaVIT, images: Tensor, originals: Tensor, real: Tensor, shuffles: Tensor | None = None
+    painter: Painter, images: Tensor, originals: Tensor, real: Tensor, shuffles: Tensor | None = None
 ) -> dict[str, float]:
     """Retrieval of the original by the rendered picture and a Fréchet distance, in the encoder's pooled features.
 
     ``real`` (n, C) are those of the originals. Both sets are centred on their own means first, so that the common look
     of rendered pictures does not decide. With ``shuffles`` (d, n) also R@5 of the pictures of others, their mean.
     """
-    made, target, five = pooled(system, images), torch.arange(len(images)), min(5, len(images))
+    made, target, five = pooled(painter, images), torch.arange(len(images)), min(5, len(images))
     similar = similarity(made, real)
     figures = {"r1": recall_at(similar, target, 1), "r5": recall_at(similar, target, five)}
     if shuffles is not None:
         figures["shuffled_r5"] = fmean(recall_at(similar, order, five) for order in shuffles)
-    return figures | {"fd_lite0": frechet_distance(made, real), "psnr": float(psnr(images, originals).mean())}
+    return figures | {"fd_lite0": frechet_distance(made, real), "psnr": mean_psnr(images, originals)}
 
 
 def similarity(made: Tensor, real: Tensor) -> Tensor:
@@ -143,11 +145,11 @@ def similarity(made: Tensor, real: Tensor) -> Tensor:
     return F.normalize(made - made.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
 
 
-def pooled(system: LaVIT, images: Tensor) -> Tensor:
+def pooled(painter: Painter, images: Tensor) -> Tensor:
     """(B, C) pooled pre-classifier features of images (B, 3, S, S) in [0, 1] of any size."""
-    size = system.tokenizer.config.encoder.image_size
+    size = painter.tokenizer.config.encoder.image_size
     scaled = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    return torch.cat([system.tokenizer.encoder.raw_and_head(part)[1] for part in scaled.split(system.batch)])
+    return torch.cat([painter.tokenizer.encoder.raw_and_head(part)[1] for part in scaled.split(painter.batch)])
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

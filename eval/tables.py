@@ -79,7 +79,8 @@ class Drawn(NamedTuple):
 
 def main(experiment: Experiment, run: Path) -> None:
     lines, drawn, kept = benchmark_lines(experiment, run), drawing_lines(experiment, run), unscored(run)
-    groups = [name.removeprefix("eval/") for name in EVALUATIONS if is_done(run / name)]
+    done = [name for name in EVALUATIONS if is_done(run / name)]
+    groups = [name.removeprefix("eval/") for name in done if (run / name / "figures.json").is_file()]  # or no questions
     own = table(metrics_of({name: read_json(run / "eval" / name / "figures.json") for name in groups}, {}))
     missing = [(about.title, about.where) for name, about in SETS.items() if not scored(run, name)]
     found = {

@@ -36,7 +36,7 @@ def main(experiment: Experiment, run: Path) -> None:
     progress.update(2)
     size = experiment.tokenizer.model.encoder.image_size
     real_features = system.tokenizer.patch_features(pictures.inputs(numbers, size)).mean(1)
-    real_head = work.head_features("captions", cfg.split)[numbers]
+    real_head = work.head_features("captions", cfg.split, numbers)
     ceiling = system.features([codes.codes(n) for n in numbers])
     shuffles = derangements(len(numbers), cfg.derangements, experiment.seed)
     similar = similarity(features.mean(1), real_features)
@@ -51,7 +51,7 @@ def main(experiment: Experiment, run: Path) -> None:
     near = [captioned[i] for i in nearest_texts(texts, [train.captions[n] for n in captioned])]
     copied = system.tokenizer.patch_features(train.inputs(near, size)).mean(1)
     figures |= recalls("feature_nearest", similarity(copied, real_features), None)
-    figures |= recalls("rendered_nearest", similarity(work.head_features("captions", "train")[near], real_head), None)
+    figures |= recalls("rendered_nearest", similarity(work.head_features("captions", "train", near), real_head), None)
     progress.update(3)
     prompted, painted = draw_prompts(system, work, numbers, real_features, features.mean(1), shuffles)
     samples = [{"number": n, "text": t, "tokens": len(c)} for n, t, c in zip(numbers, texts, drawn, strict=True)]

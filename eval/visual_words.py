@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lavit.data.documents import DocumentMaker
 from lavit.data.packing import pack
-from lavit.experiment import Experiment, run_stage
+from lavit.experiment import Experiment, names_patches, run_stage
 from lavit.layers.rows import Visual
 from lavit.metrics.captions import category_accuracy, category_of
 from lavit.metrics.retrieval import derangements
@@ -59,6 +59,11 @@ class WholeWords:
 
 def main(experiment: Experiment, run: Path) -> None:
     work, cfg = Workspace(experiment, run), experiment.evaluation
+    if not names_patches(experiment.pretrain.last().model):
+        raise ValueError(
+            f"{run} names no patches: pretrain.model has no word_head with port: unmerged; "
+            "configs/visual_words/demo.yaml has both"
+        )
     folder = work.folder("eval/visual_words")
     progress = Progress(folder, 4, "passes")
     pictures, model = work.pictures("captions", cfg.split), work.model()

@@ -264,7 +264,7 @@ def _painting(command: argparse.ArgumentParser, default: str) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What :class:`lavit.system.Painting` has of the options."""
+    """What :class:`lavit.painter.Painting` has of the options."""
     size = None if arguments.size is None else tuple(arguments.size)
     return {"guidance": arguments.guidance, "steps": arguments.steps, "sampler": arguments.sampler, "size": size}
 

@@ -88,7 +88,7 @@ class FewShot:
 
     def caption_scores(self, pictures: list[Picture], captions: list[str]) -> Tensor:
         """(pictures, captions) float32 log-likelihoods of every caption of every picture."""
-        ids = [self.contexts.answer(caption) for caption in captions]
+        ids = self.text_ids(captions)
         return scores_after(self.model, self.caption_prompts(pictures), ids, self.batch)
 
     def caption_prompts(self, pictures: Sequence[Picture], begin: str = "") -> list[Document]:
@@ -108,9 +108,13 @@ class FewShot:
     def text_scores(self, prompts: list[Document], texts: list[str], mean: bool = True) -> Tensor:
         """(prompts, texts) float32 log-likelihoods of every text, its end included, after every prompt; with ``mean``
         those a token."""
-        ids = [self.contexts.answer(text) for text in texts]
+        ids = self.text_ids(texts)
         scores = scores_after(self.model, prompts, ids, self.batch)
         return scores / torch.tensor([len(one) for one in ids]) if mean else scores
+
+    def text_ids(self, texts: Sequence[str]) -> list[Tensor]:
+        """Of every text the ids (n,) int64 that follow a prompt, its end included."""
+        return [self.contexts.answer(text) for text in texts]
 
     @torch.no_grad()
     def see(self, images: Sequence[Any]) -> list[Picture]:

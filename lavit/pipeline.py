@@ -35,8 +35,9 @@ from lavit.arguments import (
 from lavit.data.audio import as_audio
 from lavit.data.order import seed_for
 from lavit.generation import ImagePlan, TextPlan, write_interleaved
+from lavit.painter import BATCH, Painting
 from lavit.release import SHARD, Parts, chosen_folder, read_release, write_release
-from lavit.system import BATCH, Painting, System
+from lavit.system import System
 from lavit.vocabulary import SILENT
 
 CARD = "# A LaVIT system\n\nOpen it with `LaVIT.from_pretrained(FOLDER)`.\n"
@@ -72,7 +73,7 @@ class LaVIT(System):
     What is called an image below is a path, a PIL image, an array or a tensor (:func:`lavit.data.images.as_image`).
     Given one, a method returns one result; given a list, a list, worked on in batches of ``batch``. Pictures that are
     to be understood enter as continuous features, those in the prompt of a drawing as ids (LaVIT, arXiv 2309.04669,
-    section 3.2). Methods that make pictures take the settings of :class:`lavit.system.Painting` too.
+    section 3.2). Methods that make pictures take the settings of :class:`lavit.painter.Painting` too.
 
     ``policy`` is off by default: a function that is given each picture before it leaves, with the text that it was
     drawn from ("" without one), and says why it must not ("" or None if it may). What it refuses raises

@@ -177,6 +177,11 @@ def _write(folder: Path, parts: Parts, card: str, dtype: torch.dtype | None, sha
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
+def _weights(folder: Path) -> list[Path]:
+    """Files of weights in a folder; hidden ones, which some systems make when they copy, are no part of a release."""
+    return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("."))
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
@@ -265,7 +270,9 @@ def describe(folder: Path) -> dict[str, Any]:
     names = ("tokenizer", "language_model", "decoder", "speech", "vocoder")
     counts = {part: 0 for part in names if (folder / part).is_dir()}
     for part in counts:
-        for path in (folder / part).rglob("*.safetensors"):
+        for path in (folder / name for name in config.files if name.startswith(f"{part}/")):
+            if path.suffix != ".safetensors":
+                continue
             with safe_open(path, "pt") as file:
                 counts[part] += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
     tokenizer, shape = config.tokenizer, AutoConfig.from_pretrained(folder / "language_model")
@@ -353,11 +360,7 @@ def read_speech_parts(
     if config.vocoder is None:
         return speech.to(device), None
     vocoder = Vocoder(config.vocoder, speech.codebook.clone(), config.speech.frames)
-    state = {
-        n: v.float()
-        for file in sorted((folder / "vocoder").glob("*.safetensors"))
-        for n, v in read_tensors(file).items()
-    }
+    state = {n: v.float() for file in _weights(folder / "vocoder") for n, v in read_tensors(file).items()}
     return speech.to(device), fill(vocoder, state, folder / "vocoder").to(device)
 
 
@@ -390,7 +393,7 @@ def _filled(
     with init_empty_weights():
         module = new()
     state: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in _weights(folder):
         for name, value in read_tensors(file).items():
             state[name] = value.to(dtype) if value.is_floating_point() else value
     for name, other in (twins, twins[::-1]) if twins else ():

@@ -6,48 +6,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from lavit.arguments import as_count, as_number, as_tuple, batches, in_parts, is_text, text_of
+from lavit.arguments import as_count, as_tuple, batches, in_parts, is_text, text_of
 from lavit.data.documents import QUESTION, Document, DocumentMaker
 from lavit.data.images import as_image
 from lavit.data.order import seed_for
 from lavit.data.packing import document_length
 from lavit.generation import ImagePlan, TextPlan, continuation_likelihood, draw_codes, log_likelihood, write_text
 from lavit.model import UnifiedLM
+from lavit.painter import BATCH, Painter, Painting
 from lavit.release import GenerationConfig, LanguageConfig, Parts
-from lavit.tokenizers.codes import pad_codes
 from lavit.tokenizers.encoders import to_pixels
 from lavit.tokens import Picture, Tokens
 from lavit.vocabulary import SILENT, UNDERSTANDS
 from lavit.workspace import Workspace
 
-BATCH = 64
 IN_CONTEXT = "`make eval-in-context`, `make eval-caption` and `make eval-vqa`"
 
 
-class Painting(TypedDict, total=False):
-    """How features become pixels; what is left out or None is as the system's configuration says.
-
-    ``guidance`` 1 is none; ``steps`` and ``sampler`` (ddim, dpm, euler) are of denoising; ``size`` is height and width,
-    those of training or one of the configuration's ``decoder.sizes``.
-    """
-
-    guidance: float | None
-    steps: int | None
-    sampler: str | None
-    size: tuple[int, int] | None
-
-
-class System:
+class System(Painter):
     """The parts of a trained system, which work on ``batch`` images, texts or drawings at a time."""
 
     def __init__(self, parts: Parts, batch: int = BATCH):
-        self.parts, self.batch = parts, as_count("batch", batch)
-        self.tokenizer, self.model, self.renderer = parts.tokenizer, parts.model, parts.renderer
+        super().__init__(parts.tokenizer, parts.renderer, batch)
+        self.parts, self.model = parts, parts.model
         self.text, self.row, self.plans = parts.text, parts.language.row, parts.generation
         self.maker = DocumentMaker(self.model.vocabulary, self.text, self.row, parts.language.read)
 
@@ -145,9 +131,13 @@ class System:
     def text_scores(self, prompts: list[Document], texts: list[str], mean: bool = True) -> Tensor:
         """(prompts, texts) float32 log-likelihoods of every text, its end included, after every prompt; with ``mean``
         those a token."""
-        ids = [self.maker.continuation(text) for text in texts]
+        ids = self.text_ids(texts)
         scores = scores_after(self.model, prompts, ids, self.batch)
         return scores / torch.tensor([len(one) for one in ids]) if mean else scores
+
+    def text_ids(self, texts: Sequence[str]) -> list[Tensor]:
+        """Of every text the ids (n,) int64 that follow a prompt, its end included."""
+        return [self.maker.continuation(text) for text in texts]
 
     def write_texts(self, prompts: list[Document], plan: TextPlan, seeds: list[int]) -> list[str]:
         """What follows each prompt, as ``plan`` says; a seed for each counts where it draws by lot."""
@@ -222,51 +212,10 @@ class System:
         parts = log_likelihood(self.model, documents, self.row).split(counts)
         return [words[int(part.argmax())] for words, part in zip(in_parts(drawn, counts), parts, strict=True)]
 
-    @torch.no_grad()
-    def features(self, codes: list[Tensor]) -> Tensor:
-        """(B, P, D) float32 reconstructed features of visual words."""
-        padded = [[part.to(self.device) for part in pad_codes(part)] for part in batches(codes, self.batch)]
-        found = [self.tokenizer.decode(self.tokenizer.lookup(*both)) for both in padded]
-        return torch.cat(found) if found else self.no_features()
-
-    def no_features(self) -> Tensor:
-        """(0, P, D) float32."""
-        config = self.tokenizer.config.encoder
-        return torch.empty(0, config.patches, config.width, device=self.device)
-
-    def render(self, features: Tensor, seeds: Sequence[int], **painting: Unpack[Painting]) -> Tensor:
-        """(B, 3, H, W) float32 images in [0, 1], on the CPU, of reconstructed features.
-
-        Raises:
-            ValueError, TypeError: see :meth:`check_painting`.
-        """
-        painting = self.check_painting(painting)
-        rows = zip(batches(features, self.batch), batches(seeds, self.batch), strict=True)
-        images = [self.renderer.render(part, list(its), **painting).cpu() for part, its in rows]
-        return torch.cat(images) if images else torch.empty(0, 3, *painting["size"])
-
     def check_painting(self, painting: Painting) -> Painting:
-        """The settings of the pixel decoder in plain numbers; its own for those that are not given.
-
-        Raises:
-            ValueError: values that it does not know, or a system without one.
-            TypeError: a setting of another name.
-        """
-        if strange := sorted(painting.keys() - Painting.__annotations__.keys()):
-            raise TypeError(f"unknown settings of the pixel decoder: {', '.join(strange)}")
         if not self.model.vocabulary.words:
             raise ValueError(UNDERSTANDS)
-        if self.renderer is None:
-            raise ValueError("this system has no pixel decoder; it cannot make pictures")
-        config = self.renderer.config
-        given = {name: value for name, value in painting.items() if value is not None}
-        sampler, size = self.renderer.check_sampling(given.get("sampler"), given.get("size"))
-        return {
-            "guidance": as_number("guidance", given.get("guidance", config.guidance)),
-            "steps": as_count("steps", given.get("steps", config.sampling_steps), 1, config.timesteps),
-            "sampler": sampler,
-            "size": size,
-        }
+        return super().check_painting(painting)
 
 
 def texts_after(

@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from lavit.arguments import batches
 from lavit.data.documents import DocumentMaker
 from lavit.data.llms import llm_folder
 from lavit.data.mixture import Mixture
@@ -38,7 +40,7 @@ from lavit.data.sentences import sentence_vectors
 from lavit.data.shards import Shards
 from lavit.data.text import open_text_tokenizer
 from lavit.data.texts import TextSet
-from lavit.experiment import Experiment, PretrainStage
+from lavit.experiment import Experiment, PretrainStage, PyramidStage
 from lavit.generation.in_context import frozen_llm
 from lavit.model import UnifiedLM
 from lavit.renderers.diffusion import DiffusionRenderer
@@ -47,7 +49,15 @@ from lavit.renderers.vocoder import Vocoder
 from lavit.runs import Progress, stage_folder
 from lavit.tokenizers.codes import CodeSet, PatchCodeSet
 from lavit.tokenizers.encoders import Encoder
-from lavit.tokenizers.features import BATCH, PictureSet, cache_features, head_path, measure_statistics, write_array
+from lavit.tokenizers.features import (
+    BATCH,
+    PictureSet,
+    cache_features,
+    head_path,
+    measure_statistics,
+    read_pixels,
+    write_array,
+)
 from lavit.tokenizers.patches import PatchSet, PatchTokenizer
 from lavit.tokenizers.pyramid_autoencoder import PyramidTokenizer
 from lavit.tokenizers.relevance import Alignment, Clip, centred, fit_alignment, in_templates, mean_over_templates
@@ -58,6 +68,7 @@ from lavit.vocabulary import Vocabulary
 from lavit.weights import file_digest, load_weights, read_tensors, write_tensors
 
 SPLITS = ("train", "validation", "test")
+SEARCHED = 20000  # training pictures among which a nearest neighbour is looked for
 
 
 class Workspace:
@@ -101,18 +112,26 @@ class Workspace:
             told += file_digest(Path(config.weights.file))
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 
-    def head_features(self, part: str, split: str) -> Tensor:
-        """(n, C) float32 pooled pre-classifier features of a split's pictures; kept beside the run's features."""
+    def head_features(self, part: str, split: str, numbers: Sequence[int] | None = None) -> Tensor:
+        """(n, C) float32 pooled pre-classifier features of a split's pictures, of all or of those with ``numbers``.
+
+        They are kept beside the run's features, but for a few of a large split, which are computed anew.
+        """
         shards = self.shards(part, split)
         path = head_path(self.features_path(part, split, shards))
+        if numbers is not None and len(shards) > SEARCHED and not path.is_file():
+            return self._heads(shards, numbers)
         if not path.is_file():
-            encoder = self.encoder().eval()
-            pictures = PictureSet(shards, fit=encoder.config.fit)
-            size = encoder.config.image_size
-            starts = range(0, len(pictures), BATCH)
-            parts = [pictures.pixels(list(range(s, min(s + BATCH, len(pictures)))), size) for s in starts]
-            write_array(path, torch.cat([encoder.raw_and_head(pixels)[1] for pixels in parts]).numpy())
-        return torch.from_numpy(np.load(path))
+            write_array(path, self._heads(shards, range(len(shards))).numpy())
+        found = torch.from_numpy(np.load(path))
+        return found if numbers is None else found[list(numbers)]
+
+    @torch.no_grad()
+    def _heads(self, shards: Shards, numbers: Sequence[int]) -> Tensor:
+        encoder = self.encoder().eval()
+        config, parts = encoder.config, batches(list(numbers), BATCH)
+        read = (read_pixels(shards, part, config.image_size, config.fit) for part in parts)
+        return torch.cat([encoder.raw_and_head(pixels)[1] for pixels in read])
 
     def codes(self, part: str, split: str) -> CodeSet | PatchSet:
         """The extracted tokens of a split, by the numbers of its pictures, with what the port reads of them.
@@ -277,22 +296,34 @@ class Workspace:
 
     # ------------------------------------------------------------------------------------------------------ pyramid
 
+    @property
+    def pyramid_stage(self) -> PyramidStage:
+        """The settings of the run's pyramid.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.experiment.pyramid is None:
+            raise ValueError(f"{self.run} has no pyramid: pyramid is not set; configs/spae/demo.yaml has one")
+        return self.experiment.pyramid
+
     def word_list(self) -> WordList:
         """The words that a pyramid names pictures with, in the order of its codes; chosen once in a run."""
+        config = self.pyramid_stage.words
         path = self.folder("pyramid") / "words.json"
         if not path.is_file():
-            word_list(self.text_tokenizer(), self.experiment.pyramid.words).save(path)
+            word_list(self.text_tokenizer(), config).save(path)
         return WordList.load(path)
 
     def new_pyramid(self) -> PyramidTokenizer:
         """An untrained pyramid over the frozen vectors of its words."""
         llm = self.experiment.pretrain.model.llm
         folder = llm_folder(llm.asset) if llm.asset else Path(llm.folder)
-        return self._pyramid(word_vectors(folder, self.word_list(), self.experiment.pyramid.words))
+        return self._pyramid(word_vectors(folder, self.word_list(), self.pyramid_stage.words))
 
     def pyramid(self) -> PyramidTokenizer:
         """The trained pyramid, in evaluation mode."""
-        blank = torch.zeros(len(self.word_list().ids), self.experiment.pyramid.words.width)
+        blank = torch.zeros(len(self.word_list().ids), self.pyramid_stage.words.width)
         return load_weights(self._pyramid(blank), self.run / "pyramid" / "pyramid.safetensors")
 
     def _pyramid(self, codebook: Tensor) -> PyramidTokenizer:

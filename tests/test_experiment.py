@@ -143,6 +143,12 @@ def test_users_mistakes_end_with_one_line(argv, tmp_path, capsys):
         (["tokenizer.model.quantizer.codes=0"], "codes 0 must be at least 1"),
         (["tokenizer.model.selection={learned: {final_temperature: 0.0}}"], "final_temperature must be above 0"),
         (["extraction.batch=0"], "extraction.batch is 0"),
+        (["evaluation.split=val"], "evaluation.split is 'val'; choose validation or test"),
+        (["evaluation.derangements=0"], "evaluation.derangements is 0; it must be at least 1"),
+        (["evaluation.captions=1"], "evaluation.captions is 1; it must be at least 2"),
+        (["demo.stages=[data,eval/pyramid]"], "demo.stages has eval/pyramid, but pyramid is not set"),
+        (["demo.stages=[data,vocoder]"], "demo.stages has vocoder, but data.speech is not set"),
+        (["demo.stages=[data,eval/visual_words]"], "demo.stages has eval/visual_words, but pretrain.model.word_head"),
         (
             ["tokenizer.model.places={every: 4}", "tokenizer.model.selection={even: {tokens: 9}}"],
             "set it to null beside",

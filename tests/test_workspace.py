@@ -148,6 +148,17 @@ def test_head_features_are_the_same_from_the_cache_and_anew(work):
     assert cached.shape == (len(work.shards("captions", "validation")), 1280)
 
 
+def test_of_a_large_split_the_few_that_are_asked_for_are_encoded(work, monkeypatch):
+    whole = work.head_features("captions", "validation")
+    assert torch.equal(work.head_features("captions", "validation", [2, 0]), whole[[2, 0]])
+    (kept,) = (work.run / "features").glob("captions-validation-*-head.npy")
+    kept.unlink()
+    monkeypatch.setattr("lavit.workspace.SEARCHED", 1)
+    torch.testing.assert_close(work.head_features("captions", "validation", [2, 0]), whole[[2, 0]])
+    assert not kept.exists()
+    assert work.pictures("captions", "train").some(2) == [0, len(work.shards("captions", "train")) // 2]
+
+
 def test_trained_parts_are_opened_as_they_were_saved(work):
     tokenizer = work.new_tokenizer()
     tokenizer.quantizer.codebook.mul_(-1)

@@ -268,7 +268,8 @@ def encode_shard(job: Job, coder: Coder, config: ExtractionConfig, tell: Callabl
     nothing = torch.zeros(0, dtype=torch.int64)
     blank = Extracted(nothing, torch.zeros(0, next(iter(found.values())).features.shape[1] if found else 1), nothing)
     about = {"keys": keys, "skipped": skipped, "made_by": coder.made_by}
-    features = config.features and job.part != "speech"  # which enters a language model as codes alone
+    # Speech enters a language model as codes alone, and pictures of elsewhere enter none.
+    features = config.features and config.input is None and job.part != "speech"
     write_shard(job.folder, [found.get(n, blank) for n in range(len(keys))], about, features)
 
 

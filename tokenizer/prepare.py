@@ -74,17 +74,19 @@ def write_shards(data: DataConfig, folder: Path) -> dict[str, dict]:
 
 
 def require_splits(indices: dict[str, dict], folder: Path) -> None:
-    """Check that there is something to train on, to choose by and to test on; shards without that are removed.
+    """Check that there is something to train on, and two to choose by and to test on; else shards are removed.
+
+    Evaluations shuffle what is said of one picture to another.
 
     Raises:
         ValueError: naming the part, its counts and what can be done.
     """
     for name, index in indices.items():
-        if not all(index["counts"].values()):
+        if any(count < (1 if split == "train" else 2) for split, count in index["counts"].items()):
             shutil.rmtree(folder / name)
             raise ValueError(
-                f"data: {name} has {index['counts']} examples; each split needs some: add some of other things, "
-                "raise data.split, or give a source its split"
+                f"data: {name} has {index['counts']} examples; each split needs some, validation and test two: add "
+                "some of other things, raise data.split, or give a source its split"
             )
 
 

@@ -59,6 +59,7 @@ def check(experiment: Experiment) -> None:
         train = getattr(e, name).train
         check_train(train, f"{name}.train")
         check_batch(e, train, name)
+    check_stages(e)
 
 
 def check_phase(experiment: Experiment, part: PretrainStage, last: ModelConfig, key: str) -> None:
@@ -96,6 +97,30 @@ def check_phase(experiment: Experiment, part: PretrainStage, last: ModelConfig, 
         raise ValueError(f"{key}.model.word_head.fit is vectors; the last phase has to have it too")
     if part.text != e.pretrain.text:
         raise ValueError(f"{key}.text: all phases have one text tokenizer; set pretrain.text")
+
+
+def check_stages(experiment: Experiment) -> None:
+    """Check that the stages of ``make demo`` find what they are about.
+
+    Raises:
+        ValueError: naming a stage and the key that is not set.
+    """
+    last = experiment.pretrain.last().model
+    words = ("pyramid", "words", "eval/in_context", "eval/pyramid")
+    needs = {
+        **dict.fromkeys(words, ("pyramid", experiment.pyramid is not None)),
+        **dict.fromkeys(("speech", "vocoder", "eval/speech"), ("data.speech", experiment.data.speech is not None)),
+        "eval/visual_words": ("pretrain.model.word_head, with port: unmerged,", names_patches(last)),
+    }
+    for stage in experiment.demo.stages or ():
+        key, is_set = needs.get(stage, ("", True))
+        if not is_set:
+            raise ValueError(f"demo.stages has {stage}, but {key} is not set; set it, or leave the stage out")
+
+
+def names_patches(model: ModelConfig) -> bool:
+    """Whether every patch of a picture has words: a head for them, and nothing that merges patches."""
+    return model.word_head is not None and model.port == "unmerged"
 
 
 def check_batch(experiment: Experiment, train: TrainConfig, key: str) -> None:
@@ -143,8 +168,14 @@ def check_evaluation(experiment: Experiment) -> None:
         check_geneval(its.geneval)
     if its.candidates < 1 or its.curve < 0:
         raise ValueError(f"evaluation: candidates {its.candidates} must be at least 1 and curve {its.curve} 0")
-    if its.batch < 1:
-        raise ValueError(f"evaluation.batch is {its.batch}; it must be at least 1")
+    if its.split not in ("validation", "test"):
+        raise ValueError(f"evaluation.split is '{its.split}'; choose validation or test")
+    for name in ("batch", "retrieval", "derangements"):
+        if getattr(its, name) < 1:
+            raise ValueError(f"evaluation.{name} is {getattr(its, name)}; it must be at least 1")
+    for name in ("captions", "questions", "reconstructions", "drawings", "clips", "spoken"):
+        if getattr(its, name) < 2:  # what is said is shuffled too
+            raise ValueError(f"evaluation.{name} is {getattr(its, name)}; it must be at least 2")
 
 
 def check_pretrain(stage: PretrainStage, key: str) -> None:

@@ -141,8 +141,9 @@ class PyramidStage:
 class ExtractionConfig:
     """Pictures to codes, ``batch`` at a time; ``features`` are what a language model reads of small sets.
 
-    ``input`` takes a folder of images or of img2dataset's tars, or one tar, in place of the run's own data. What is set
-    here may change from one extraction to the next; another ``features`` needs the run's own codes to be made anew.
+    ``input`` takes a folder of images or of img2dataset's tars, or one tar, in place of the run's own data, and makes
+    words of it alone. What is set here may change from one extraction to the next; another ``features`` needs the run's
+    own codes to be made anew.
     """
 
     batch: int = 64

@@ -103,6 +103,11 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return -10 * error.log10()
 
 
+def mean_psnr(a: Tensor, b: Tensor) -> float:
+    """The mean of :func:`psnr` over pairs of images, of which equal ones count as 100 dB: a mean is of numbers."""
+    return float(psnr(a, b).clamp(max=100.0).mean())
+
+
 def _covariance_factor(features: Tensor) -> Tensor:
     """X, (min(N, D), D), with X'X the covariance of the features (N, D)."""
     centred = (features - features.mean(0)) / math.sqrt(len(features) - 1)

@@ -20,6 +20,7 @@ from lavit.weights import fill, read_tensors, write_tensors
 
 HOP = 160  # samples of a frame of the spectrogram; the encoder halves their number
 STEPS = 2 * HOP
+ROOM = 25  # codes: a sound is padded to a multiple of them, a second where two features are one
 
 
 @dataclass
@@ -47,11 +48,11 @@ class SpeechConfig:
 class SpeechTokenizer(nn.Module):
     """Sounds (n,) float32 at 16 kHz to codes. The encoder is frozen; centres are unit vectors of centred features.
 
-    Whisper pads everything to 30 s; here the encoder reads as much as the longest sound of a batch, which costs a
-    fifteenth for two seconds.
+    Whisper pads everything to 30 s; here a sound is padded to the next ``ROOM`` codes, which costs a fifteenth for two
+    seconds. The encoder attends to what is padded, so that codes must not depend on what else is in a batch.
 
     Raises:
-        ValueError: a layer that the encoder has not, or a pool below 1.
+        ValueError: a layer that the encoder has not, or a pool below 1 or above what the encoder reads.
     """
 
     def __init__(self, config: SpeechConfig, encoder: WhisperEncoder | None = None):
@@ -59,10 +60,11 @@ class SpeechTokenizer(nn.Module):
         self.config = config
         self.encoder = (encoder or open_encoder(config.folder)).eval().requires_grad_(False)
         settings: WhisperConfig = self.encoder.config
-        if not 1 <= config.layer <= settings.encoder_layers or config.pool < 1:
+        self.longest = settings.max_source_positions // max(1, config.pool)  # codes
+        if not 1 <= config.layer <= settings.encoder_layers or config.pool < 1 or not self.longest:
             raise ValueError(
                 f"speech.layer is {config.layer} and pool {config.pool}; the encoder has {settings.encoder_layers} "
-                "layers, and pool is at least 1"
+                f"layers and {settings.max_source_positions} features, of which pool takes at least 1"
             )
         self.mel = WhisperFeatureExtractor(feature_size=settings.num_mel_bins)
         self.register_buffer("mean", torch.zeros(settings.d_model))
@@ -71,16 +73,26 @@ class SpeechTokenizer(nn.Module):
     @torch.no_grad()
     def features(self, sounds: Sequence[Tensor]) -> list[Tensor]:
         """(n, D) float32 features of each sound, one for every ``pool`` × 20 ms that it lasts, at least one."""
-        longest = max(len(sound) for sound in sounds)
         span = self.config.pool * STEPS
-        whole = -(-longest // span) * span
-        mel = self.mel(
-            [sound.numpy() for sound in sounds], sampling_rate=RATE, padding="max_length", max_length=whole,
-            truncation=False, return_tensors="pt",
-        ).input_features  # fmt: skip
-        found = encoded(self.encoder, mel.to(self.codebook), self.config.layer).float()
-        found = found.unflatten(1, (-1, self.config.pool)).mean(2)
-        return [row[: max(1, round(len(sound) / span))] for row, sound in zip(found, sounds, strict=True)]
+        found: dict[int, Tensor] = {}
+        for codes, numbers in self.by_room([len(sound) for sound in sounds]).items():
+            whole = codes * span
+            mel = self.mel(
+                [sounds[n][:whole].numpy() for n in numbers], sampling_rate=RATE, padding="max_length",
+                max_length=whole, truncation=False, return_tensors="pt",
+            ).input_features  # fmt: skip
+            rows = encoded(self.encoder, mel.to(self.codebook), self.config.layer).float()
+            rows = rows.unflatten(1, (codes, self.config.pool)).mean(2)
+            found |= {n: row[: max(1, round(len(sounds[n]) / span))] for n, row in zip(numbers, rows, strict=True)}
+        return [found[n] for n in range(len(sounds))]
+
+    def by_room(self, lengths: Sequence[int]) -> dict[int, list[int]]:
+        """To how many codes sounds of so many samples are padded, and which."""
+        rooms: dict[int, list[int]] = {}
+        for n, length in enumerate(lengths):
+            room = -(-length // (ROOM * self.config.pool * STEPS)) * ROOM
+            rooms.setdefault(min(max(room, ROOM), self.longest), []).append(n)
+        return rooms
 
     @torch.no_grad()
     def start_from(self, features: Tensor, seed: int = 0) -> None:

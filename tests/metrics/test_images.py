@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from lavit.metrics.images import Moments, checked, clip_scores, frechet_distance, frechet_of_moments, moments, psnr
+from lavit.metrics.images import (
+    Moments,
+    checked,
+    clip_scores,
+    frechet_distance,
+    frechet_of_moments,
+    mean_psnr,
+    moments,
+    psnr,
+)
 
 
 def sample(mean, root, count, seed):
@@ -130,6 +139,7 @@ def test_psnr():
     found = psnr(a, b)
     assert found.shape == (3,) and found.dtype == torch.float64
     assert found.tolist() == pytest.approx([math.inf, 20, 10 * math.log10(4)], rel=1e-5)
+    assert mean_psnr(a, b) == pytest.approx((100 + 20 + 10 * math.log10(4)) / 3, rel=1e-5)
 
 
 def test_psnr_refuses():

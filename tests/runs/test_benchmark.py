@@ -118,6 +118,17 @@ def test_a_hint_that_is_too_long_is_left_out_and_counted(writer, tmp_path):
     assert figures["without_hint"] == figures["n"]
 
 
+def test_room_is_left_for_the_longest_choice_where_choices_are_scored(writer, tmp_path):
+    folder = pictured(official.scienceqa(tmp_path / "set"))
+    problems = json.loads((folder / "problems.json").read_text())
+    for problem in problems.values():
+        problem["hint"] = "a " * 10
+        problem["choices"] = ["a", "b " * 14]
+    (folder / "problems.json").write_text(json.dumps(problems))
+    figures = scored(tmp_path / "run", "scienceqa", folder)
+    assert figures["without_hint"] == figures["n"]
+
+
 def test_what_a_missing_program_left_out_is_measured_when_it_is_there(writer, tmp_path, monkeypatch):
     folder, run = pictured(official.nocaps(tmp_path / "set")), tmp_path / "run"
     monkeypatch.setattr(benchmark, "score", lambda *given: {"spice": None, "reasons": {"spice": "no CoreNLP"}})

@@ -36,7 +36,7 @@ def system(run: Path, name: str, captions: dict[int, str], answers: dict[int, st
     work = SimpleNamespace(
         run=run,
         experiment=Experiment(),
-        pictures=lambda part, split: SimpleNamespace(captions=TRAIN, distinct=lambda: [0, 1, 2]),
+        pictures=lambda part, split: SimpleNamespace(captions=TRAIN, distinct=lambda limit: [0, 1, 2]),
         shards=lambda part, split: Asked(),
     )
     return Compared(name, work, {"samples": said}, {"samples": asked})
@@ -64,6 +64,16 @@ def test_figures_are_of_the_pictures_and_questions_that_all_have(tmp_path):
     assert "bad: its answers are no better than the question alone gives." in table
 
 
+def test_captions_without_a_class_leave_its_cells_empty(tmp_path):
+    one, other = (system(tmp_path / name, name, {0: "a", 1: "b"}, {0: "red"}) for name in ("one", "other"))
+    rows = rows_of([one, other])
+    for row in rows["systems"].values():
+        row |= {"category_accuracy": None, "category_shuffled": None}
+    rows["captions"] |= {"nearest": None, "majority": None}
+    table = markdown(rows)
+    assert "| one |  |  | " in table and "class of its captions" not in table
+
+
 def test_what_cannot_be_compared(tmp_path, capsys):
     one = system(tmp_path / "one", "one", {0: "x: y"}, {0: "red"})
     far = system(tmp_path / "far", "far", {1: "x: y"}, {0: "red"})
@@ -71,6 +81,8 @@ def test_what_cannot_be_compared(tmp_path, capsys):
         rows_of([one, far])
     with pytest.raises(ValueError, match="have other captions: compare runs whose data sections are the same"):
         rows_of([one, system(tmp_path / "other", "other", {0: "x: y"}, {0: "red"}, shards="b")])
+    assert compare.main(["configs/teal/speech.yaml"] * 2) == 2
+    assert "has no questions (data.vqa is null)" in capsys.readouterr().err
     assert compare.main(["configs/teal/toy.yaml"]) == 2
     assert "two configurations or more" in capsys.readouterr().err
     path = tmp_path / "toy.yaml"

@@ -228,6 +228,7 @@ def test_other_inputs_beside_the_run_s_own_data(config, tmp_path, capsys):
     made = {extract.input_name(folder): folder for folder in (first, second)}
     assert {path.name for path in Path(run, "extracted").iterdir()} == set(made)
     told = {folder: read_json(Path(run, "extracted", name, "done.json")) for name, folder in made.items()}
+    assert list(Path(run, "extract").rglob("features.npy")) and not list(Path(run, "extracted").rglob("features.npy"))
     assert (told[first]["left_out"], told[second]["left_out"]) == (0, 1)
     (first / "c.png").write_bytes(png(30))
     with pytest.raises(SystemExit):

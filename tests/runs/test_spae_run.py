@@ -215,12 +215,13 @@ def test_words_that_say_what_there_is_are_told_from_random_ones(monkeypatch):
     monkeypatch.setattr("eval.pyramid.centred", lambda vectors: vectors)
     experiment = load_experiment(CONFIG)
     named = torch.tensor([[0, 0], [1, 1], [2, 2]])
-    found = meaning(named, axes, ["a: x", "b: y", "c: z"], experiment)
+    learned = ["d: u", "b: v", "b: w", "d: x", "d: y"]  # the commonest of them is no class of the pictures'
+    found = meaning(named, axes, ["a: x", "b: y", "c: z"], learned, experiment)
     assert found["similarity"] == 1 and found["similarity_shuffled"] == 0
     assert found["similarity_random"] == pytest.approx(1 / 6, abs=0.1)
     assert found["category"] == 1 and found["category_shuffled"] == 0
     assert found["category_majority"] == pytest.approx(1 / 3)
-    none = meaning(named, axes, ["x", "y", "z"], experiment)
+    none = meaning(named, axes, ["x", "y", "z"], learned, experiment)
     assert none["category"] is None and "fewer than two" in none["reasons"]["category"]
 
 

@@ -78,6 +78,12 @@ def test_a_published_figure_stands_beside_one_of_the_same_split_rule_and_items_a
     assert gqa.published == {} and gqa.items == "5 of 50" and gqa.model == "mine"
 
 
+def test_a_run_without_questions_has_its_table(run):
+    (run / "eval" / "vqa" / "figures.json").unlink()
+    tables.main(load_experiment(TOY, [f"run={run}"]), run)
+    assert "question_only" not in (run / "benchmarks" / "table.json").read_text()
+
+
 def test_what_was_not_run_and_what_is_to_be_sent_in_are_told(run):
     tables.main(load_experiment(TOY, [f"run={run}"]), run)
     text, found = (run / "benchmarks" / "table.md").read_text(), read_json(run / "benchmarks" / "table.json")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperForConditionalGeneration
 
+from eval.export import model_card, weights_of
 from eval.figures import REQUIRED
 from eval.speech import written_down
 from lavit.data.audio import read_sounds
@@ -21,6 +22,7 @@ from lavit.data.shards import Shards
 from lavit.experiment import load_experiment, run_stage
 from lavit.metrics.speech import error_rates
 from lavit.pipeline import LaVIT
+from lavit.runs import read_json
 from lavit.vocabulary import SILENT
 from lavit.workspace import Workspace
 from tests.runs.stages import run_stages
@@ -181,6 +183,18 @@ def test_sounds_in_and_out_also_from_a_release(work, tmp_path):
     again = LaVIT.from_pretrained(tmp_path / "release", "cpu")
     assert again.transcribe(sound, rate=16000) == text
     torch.testing.assert_close(again.speak("tone 1 of 400", seed=3), spoken)
+
+
+def test_the_card_of_a_release_names_whose_speech_it_is(work):
+    parts, index = weights_of(load_experiment("configs/teal/demo.yaml")), read_json(work.run / "data/speech/index.json")
+    assert {part for part, about in parts.items() if "Whisper" in about["what"]} == {
+        "encoder of speech",
+        "encoder of speech, too",
+    }
+    figures = read_json(work.run / "eval/speech/figures.json")
+    said = {"versions": {}, "python": "", "commit": "", "dirty": False}
+    card = model_card(work.experiment, {"speech": figures}, {"speech": index}, said, {"vocoder": 1})
+    assert f"0 pictures and {sum(index['counts'].values())} clips of speech" in card
 
 
 def test_what_cannot_be_is_said(work, config, tmp_path, capsys):

@@ -17,13 +17,13 @@ import torch
 from safetensors.numpy import load_file
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from eval import plan
+from eval import plan, reconstruct
 from eval.export import export
 from eval.figures import BUDGETS
 from eval.resume import resume
 from lavit.data.packing import document_length, pack, pack_rows
 from lavit.data.shards import Shards
-from lavit.experiment import load_experiment
+from lavit.experiment import load_experiment, run_stage
 from lavit.launch import launch_environment
 from lavit.pipeline import LaVIT
 from lavit.training.engine import digest
@@ -166,6 +166,16 @@ def test_a_finished_run_becomes_a_release_with_its_card(finished: Path, tmp_path
         assert words in card, words
     with pytest.raises(ValueError, match="is there already"):
         export(experiment, finished, tmp_path / "release")
+
+
+def test_reconstructions_need_no_language_model(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    argv = [str(TOY), f"run={run}", f"tokens_from={finished}"]
+    run.mkdir()
+    (run / "decoder").symlink_to(finished / "decoder")
+    run_stage(reconstruct.main, "eval/reconstruction", argv)
+    ours, theirs = (json.loads((at / "eval/reconstruction/figures.json").read_text()) for at in (run, finished))
+    assert ours == theirs and not (run / "pretrain").exists()
 
 
 def test_second_call_takes_seconds_and_changes_nothing(finished: Path) -> None:

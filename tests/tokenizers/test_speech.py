@@ -46,6 +46,17 @@ def test_a_sound_has_a_feature_every_forty_milliseconds(tokenizer):
     assert [tuple(one.shape) for one in found] == [(10, 16), (3, 16), (1, 16)]
 
 
+def test_a_sound_has_its_features_whatever_is_beside_it(tokenizer):
+    heard = sounds(3 * SPAN, 60 * SPAN, 10 * SPAN, 200 * SPAN, 26 * SPAN)
+    for alone, beside in zip(heard, tokenizer.features(heard), strict=True):
+        torch.testing.assert_close(tokenizer.features([alone])[0], beside)
+
+
+def test_a_pool_that_does_not_divide_thirty_seconds(encoder):
+    tokenizer = SpeechTokenizer(SpeechConfig(layer=1, pool=7, codes=8), encoder)
+    assert [len(one) for one in tokenizer.features(sounds(480000, 479000, 16000))] == [214, 214, 7]
+
+
 def test_codes_are_the_nearest_centres(tokenizer):
     heard = sounds(*[12 * SPAN] * 6)
     features = torch.cat(tokenizer.features(heard))
