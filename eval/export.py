@@ -20,13 +20,11 @@ SHARD = "14MB"  # a file that version control and mirrors still take
 
 
 def export(experiment: Experiment, run: Path, folder: Path) -> None:
-    """Write what ``run`` trained to ``folder``.
+    """Write what ``run`` trained to ``folder``; the card of a run without a report has no figures, and says so.
 
     Raises:
         ValueError: a stage is missing, or the folder holds something.
     """
-    if not (run / "metrics.json").is_file():
-        raise ValueError(f"{run} has no metrics.json for the model card; finish the run first, reports included")
     work = Workspace(experiment, run)
     draws = "decoder" in (experiment.demo.stages or ["decoder"])
     system = LaVIT.from_run(work, renders=draws)
@@ -42,7 +40,10 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
     counts = {name: sum(value.numel() for value in its.values()) for name, its in tensors.items()}
     parts = [*work.parts(), *(["speech"] if experiment.data.speech else [])]
     indices = {part: read_json(run / "data" / part / "index.json") for part in parts}
-    card = model_card(experiment, read_json(run / "metrics.json"), indices, read_json(run / "environment.json"), counts)
+    metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    if not metrics:
+        print(f"{run} has no metrics.json, which its report writes: the model card says that nothing was measured")
+    card = model_card(experiment, metrics, indices, read_json(run / "environment.json"), counts)
     system.save_pretrained(folder, STORED, card, SHARD)
 
 
@@ -65,7 +66,12 @@ def model_card(
     ]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts.items())
-    tests = metrics[next(group for group in GROUPS if group in metrics)]["split"]
+    tests = next((metrics[group]["split"] for group in GROUPS if group in metrics), None)
+    measured = f"""Measured on the {tests} split, whose concepts were not trained on; how is in docs/results.md.
+
+| | figure | this model | beside it |
+|---|---|---|---|
+{chr(10).join(figures)}"""
     e, commit = experiment, environment["commit"][:12] + (", with changes" if environment["dirty"] else "")
     had = {part: sum(index["counts"].values()) for part, index in indices.items()}
     clips = had.pop("speech", 0)
@@ -119,11 +125,7 @@ It began with these weights:
 
 ## Figures
 
-Measured on the {tests} split, whose concepts were not trained on; docs/results.md of the project says how.
-
-| | figure | this model | beside it |
-|---|---|---|---|
-{chr(10).join(figures)}
+{measured if tests else "Nothing was measured before this was written."}
 
 ## Limits
 

