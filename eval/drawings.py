@@ -18,10 +18,9 @@ from lavit.data.order import seed_for
 from lavit.experiment import Experiment
 from lavit.launch import rank_and_world
 from lavit.pages.pictures import to_image
-from lavit.painter import Painting
+from lavit.painter import IN_CONTEXT, Painting
 from lavit.pipeline import LaVIT
 from lavit.runs import FolderLock, Progress, is_done, stage_clock, write_json, written_whole
-from lavit.system import IN_CONTEXT
 from lavit.tokenizers.relevance import Clip
 from lavit.vocabulary import UNDERSTANDS
 
@@ -46,12 +45,13 @@ def drawing_setting(experiment: Experiment, run: Path, config: DrawingConfig) ->
         painting = {name: usual[name] if value is None else value for name, value in painting.items()}
         painting["size"] = own.image_size
     words = config.words or (experiment.evaluation.image if own_model else None)
+    precision = writer_precision(experiment)
     return {
+        **({} if precision == "float32" else {"precision": precision}),
         "model": artist_digests(experiment, run),
         "words": dataclasses.asdict(words) if words else None,
         "painting": painting,
         "candidates": config.candidates,
-        "precision": writer_precision(experiment),
         "judge": None if config.candidates == 1 else weights_digests(clip) if clip else "the model itself",
         "seed": experiment.seed,
     }

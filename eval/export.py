@@ -41,6 +41,10 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
     parts = [*work.parts(), *(["speech"] if experiment.data.speech else [])]
     indices = {part: read_json(run / "data" / part / "index.json") for part in parts}
     metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    if not metrics and (found := sorted(path.parent.name for path in run.glob("eval/*/figures.json"))):
+        raise ValueError(
+            f"{run} has figures ({', '.join(found)}) and no metrics.json for the card; run its report first"
+        )
     if not metrics:
         print(f"{run} has no metrics.json, which its report writes: the model card says that nothing was measured")
     card = model_card(experiment, metrics, indices, read_json(run / "environment.json"), counts)
@@ -67,7 +71,7 @@ def model_card(
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in counts.items())
     tests = next((metrics[group]["split"] for group in GROUPS if group in metrics), None)
-    measured = f"""Measured on the {tests} split, whose concepts were not trained on; how is in docs/results.md.
+    measured = f"""Measured on the {tests} split, whose concepts were not trained on; how is in the project's docs.
 
 | | figure | this model | beside it |
 |---|---|---|---|
@@ -165,8 +169,8 @@ def weights_of(experiment: Experiment) -> dict[str, dict[str, str]]:
         "encoder": (experiment.tokenizer.model.encoder.weights.asset, experiment.tokenizer.model.encoder.weights.file),
         "vectors of words": ("sentences" if experiment.pretrain.text.words else None, None),
         "language model": (llm.asset, llm.folder),
-        "encoder of speech": ("whisper-part1" if packaged else None, speech and speech.folder),
-        "encoder of speech, too": ("whisper-part2" if packaged else None, None),
+        "encoder of speech, first half": ("whisper-part1" if packaged else None, speech and speech.folder),
+        "encoder of speech, second half": ("whisper-part2" if packaged else None, None),
         "U-Net": (None, decoder.unet.folder),
         "VAE": (None, decoder.latents.vae and decoder.latents.vae.folder),
     }

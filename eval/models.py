@@ -46,24 +46,26 @@ def writer_precision(experiment: Experiment) -> str:
 
 
 def writer_digests(experiment: Experiment, run: Path) -> dict[str, str]:
-    """sha256 of every file of weights that captions and answers depend on, by its path in the release or the run."""
+    """sha256 of every file of weights that captions and answers depend on, by its path in the release or the run, or by
+    what it is where it lies elsewhere."""
     if experiment.benchmarks.release is not None:
         return _release_digests(experiment)
-    given = given_digests(experiment)
+    tokenizer = "tokenizer/tokenizer.safetensors"  # visual words have none of their own
+    given = given_digests(experiment, (run / tokenizer).is_file())
     if experiment.pyramid is not None:
         return given | {name: file_digest(run / name) for name in ("pyramid/pyramid.safetensors", "words/words.json")}
-    tokenizer = "tokenizer/tokenizer.safetensors"  # visual words have none of their own
     names = (*WRITES, tokenizer) if (run / tokenizer).is_file() else WRITES
     return given | {name: file_digest(run / name) for name in names}
 
 
-def given_digests(experiment: Experiment) -> dict[str, str]:
-    """sha256 of the weights from elsewhere that no file of a run holds: an encoder's, a language model's in context.
+def given_digests(experiment: Experiment, tokenized: bool) -> dict[str, str]:
+    """sha256 of the weights from elsewhere that no file of a run holds: a language model's that is read in context, and
+    an encoder's, which a run that is ``tokenized`` has in its tokenizer.
 
     Packaged ones have digests of their own, in :data:`lavit.data.assets.ASSETS`.
     """
     encoder, llm = experiment.tokenizer.model.encoder.weights.file, experiment.pretrain.model.llm.folder
-    found = {"encoder": file_digest(Path(encoder))} if encoder else {}
+    found = {"encoder": file_digest(Path(encoder))} if encoder and not tokenized else {}
     if experiment.pyramid is not None and llm:
         found |= {f"language model, {name}": digest for name, digest in weights_digests(llm).items()}
     return found

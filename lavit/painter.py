@@ -10,9 +10,11 @@ from torch import Tensor
 
 from lavit.arguments import as_count, as_number, batches
 from lavit.tokenizers.codes import pad_codes
+from lavit.vocabulary import UNDERSTANDS
 from lavit.workspace import Workspace
 
 BATCH = 64
+IN_CONTEXT = "`make eval-in-context`, `make eval-caption` and `make eval-vqa`"
 
 
 class Painting(TypedDict, total=False):
@@ -36,7 +38,12 @@ class Painter:
 
     @classmethod
     def from_run(cls, work: Workspace) -> Self:
-        """What a run trained, be its language model there or not."""
+        """What a run trained, be its language model there or not.
+
+        Raises:
+            ValueError: a run whose pictures are words of a pyramid, or one that only understands pictures.
+        """
+        check_paints(work)
         return cls(work.tokenizer(), work.renderer(), work.experiment.evaluation.batch)
 
     @property
@@ -86,3 +93,16 @@ class Painter:
             "sampler": sampler,
             "size": size,
         }
+
+
+def check_trains(work: Workspace) -> None:
+    """Raise ValueError for a run whose language model is frozen and reads words of a pyramid."""
+    if work.experiment.pyramid is not None:
+        raise ValueError(f"{work.run} trains no language model: its pictures are words, which {IN_CONTEXT} read")
+
+
+def check_paints(work: Workspace) -> None:
+    """Raise ValueError for a run that has no visual words to paint from."""
+    check_trains(work)
+    if work.experiment.pretrain.last().model.port == "unmerged":
+        raise ValueError(UNDERSTANDS)

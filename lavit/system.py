@@ -18,14 +18,12 @@ from lavit.data.order import seed_for
 from lavit.data.packing import document_length
 from lavit.generation import ImagePlan, TextPlan, continuation_likelihood, draw_codes, log_likelihood, write_text
 from lavit.model import UnifiedLM
-from lavit.painter import BATCH, Painter, Painting
+from lavit.painter import BATCH, Painter, Painting, check_trains
 from lavit.release import GenerationConfig, LanguageConfig, Parts
 from lavit.tokenizers.encoders import to_pixels
 from lavit.tokens import Picture, Tokens
 from lavit.vocabulary import SILENT, UNDERSTANDS
 from lavit.workspace import Workspace
-
-IN_CONTEXT = "`make eval-in-context`, `make eval-caption` and `make eval-vqa`"
 
 
 class System(Painter):
@@ -46,8 +44,7 @@ class System(Painter):
         Raises:
             ValueError: a run whose language model is frozen and reads words of a pyramid.
         """
-        if work.experiment.pyramid is not None:
-            raise ValueError(f"{work.run} trains no language model: its pictures are words, which {IN_CONTEXT} read")
+        check_trains(work)
         stage, cfg = work.experiment.pretrain, work.experiment.evaluation
         language = LanguageConfig.of(stage.row, stage.read, stage.last().model)
         plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates, cfg.transcript, cfg.speech)

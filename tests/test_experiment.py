@@ -334,6 +334,12 @@ def test_what_changes_no_result_may_change_within_a_run(argv, tmp_path):
     assert ended(lambda *given: None, None, [*argv, "pretrain.train.steps=3"]) == 2
 
 
+def test_pictures_that_have_no_visual_words_are_not_painted():
+    for system, stage in (("visual_words", "eval/reconstruction"), ("spae", "eval/text_to_image")):
+        with pytest.raises(ValueError, match=f"demo.stages has {stage}, but a model that draws is not set"):
+            load_experiment(f"configs/{system}/demo.yaml", [f"demo.stages=[data,{stage}]"])
+
+
 def test_phases_are_the_section_with_some_settings_of_their_own():
     overrides = [
         "pretrain.train.batch=8",

@@ -32,7 +32,7 @@ from lavit.runs import FolderLock, Progress, is_done, mark_done, read_json, stag
 from lavit.tokenizers.codes import Extracted, write_shard
 from lavit.tokenizers.encoders import EncoderConfig, to_pixels
 from lavit.tokenizers.features import PictureSet
-from lavit.tokenizers.speech import SpeechTokenizer
+from lavit.tokenizers.speech import ROOM, SpeechTokenizer
 from lavit.tokenizers.tokenizer import Tokenizer
 from lavit.tokens import Tokens
 from lavit.weights import file_digest
@@ -76,7 +76,8 @@ class Coder(NamedTuple):
     def of(cls, work: Workspace, part: str) -> Coder:
         """The one of pictures or, for the part "speech", of sounds."""
         if part == "speech":
-            digest = file_digest(work.run / "speech" / "speech.safetensors")
+            # Codes also depend on how far sounds are padded, which no file of weights says.
+            digest = f"{file_digest(work.run / 'speech' / 'speech.safetensors')} padded to {ROOM} codes"
             return cls(digest, functools.cache(lambda: partial(heard, work.speech_tokenizer().to(device_of_rank()))))
         digest = file_digest(work.run / "tokenizer" / "tokenizer.safetensors")
         return cls(digest, functools.cache(lambda: partial(tokens_of, work.tokenizer().to(device_of_rank()))))

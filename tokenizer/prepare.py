@@ -74,7 +74,7 @@ def write_shards(data: DataConfig, folder: Path) -> dict[str, dict]:
 
 
 def require_splits(indices: dict[str, dict], folder: Path) -> None:
-    """Check that there is something to train on, and two to choose by and to test on; else shards are removed.
+    """Check that there is something to train on and to choose by, and two to test on; else shards are removed.
 
     Evaluations shuffle what is said of one picture to another.
 
@@ -82,10 +82,10 @@ def require_splits(indices: dict[str, dict], folder: Path) -> None:
         ValueError: naming the part, its counts and what can be done.
     """
     for name, index in indices.items():
-        if any(count < (1 if split == "train" else 2) for split, count in index["counts"].items()):
+        if any(count < (2 if split == "test" else 1) for split, count in index["counts"].items()):
             shutil.rmtree(folder / name)
             raise ValueError(
-                f"data: {name} has {index['counts']} examples; each split needs some, validation and test two: add "
+                f"data: {name} has {index['counts']} examples; each split needs some, test two: add "
                 "some of other things, raise data.split, or give a source its split"
             )
 

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 _WITHOUT = (
-    "to go on without it, set optional: true of a source of pictures, or data.speech and tokenizer.speech to null"
+    "to go on without it, set optional: true of a source of pictures, or go without speech as the settings of "
+    "configs/teal/demo.yaml's checks do"
 )
 _TIMEOUT = 1800  # seconds: the largest package is 161 MB
 _NO_NETWORK = re.compile(

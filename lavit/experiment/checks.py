@@ -106,10 +106,12 @@ def check_stages(experiment: Experiment) -> None:
         ValueError: naming a stage and the key that is not set.
     """
     last = experiment.pretrain.last().model
+    draws = experiment.pyramid is None and last.port != "unmerged"
     words = ("pyramid", "words", "eval/in_context", "eval/pyramid")
     needs = {
         **dict.fromkeys(words, ("pyramid", experiment.pyramid is not None)),
         **dict.fromkeys(("speech", "vocoder", "eval/speech"), ("data.speech", experiment.data.speech is not None)),
+        **dict.fromkeys(("eval/reconstruction", "eval/text_to_image"), ("a model that draws", draws)),
         "eval/visual_words": ("pretrain.model.word_head, with port: unmerged,", names_patches(last)),
     }
     for stage in experiment.demo.stages or ():

@@ -38,7 +38,6 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "tokenizer.model.encoder": ("data",),
     "tokenizer.cache_features": ("data",),
     "tokenizer.speech": ("speech",),
-    "data.speech": ("data",),
     "vocoder": ("vocoder",),
     "extraction": (),
     "extraction.features": ("extract",),

@@ -20,7 +20,7 @@ from lavit.weights import fill, read_tensors, write_tensors
 
 HOP = 160  # samples of a frame of the spectrogram; the encoder halves their number
 STEPS = 2 * HOP
-ROOM = 25  # codes: a sound is padded to a multiple of them, a second where two features are one
+ROOM = 25  # codes: a sound is padded to a multiple of them, one second with pool 2
 
 
 @dataclass
@@ -49,7 +49,7 @@ class SpeechTokenizer(nn.Module):
     """Sounds (n,) float32 at 16 kHz to codes. The encoder is frozen; centres are unit vectors of centred features.
 
     Whisper pads everything to 30 s; here a sound is padded to the next ``ROOM`` codes, which costs a fifteenth for two
-    seconds. The encoder attends to what is padded, so that codes must not depend on what else is in a batch.
+    seconds. The encoder attends to what is padded: sounds are padded alike, whatever is beside them in a batch.
 
     Raises:
         ValueError: a layer that the encoder has not, or a pool below 1 or above what the encoder reads.

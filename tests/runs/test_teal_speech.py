@@ -188,8 +188,8 @@ def test_sounds_in_and_out_also_from_a_release(work, tmp_path):
 def test_the_card_of_a_release_names_whose_speech_it_is(work):
     parts, index = weights_of(load_experiment("configs/teal/demo.yaml")), read_json(work.run / "data/speech/index.json")
     assert {part for part, about in parts.items() if "Whisper" in about["what"]} == {
-        "encoder of speech",
-        "encoder of speech, too",
+        "encoder of speech, first half",
+        "encoder of speech, second half",
     }
     figures = read_json(work.run / "eval/speech/figures.json")
     said = {"versions": {}, "python": "", "commit": "", "dirty": False}

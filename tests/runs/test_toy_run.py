@@ -167,6 +167,9 @@ def test_a_finished_run_becomes_a_release_with_its_card(finished: Path, tmp_path
     with pytest.raises(ValueError, match="is there already"):
         export(experiment, finished, tmp_path / "release")
     shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("metrics.json", "checkpoints"))
+    with pytest.raises(ValueError, match="has figures .* and no metrics.json for the card; run its report first"):
+        export(experiment, tmp_path / "run", tmp_path / "unmeasured")
+    shutil.rmtree(tmp_path / "run" / "eval")
     export(experiment, tmp_path / "run", tmp_path / "unmeasured")
     assert "Nothing was measured" in (tmp_path / "unmeasured" / "README.md").read_text()
 
