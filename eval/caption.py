@@ -13,6 +13,7 @@ from lavit.experiment import Experiment, run_stage
 from lavit.few_shot import writer_of
 from lavit.metrics.captions import caption_scores, category_accuracy, category_of, cider_many, label_of
 from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
+from lavit.pages.pictures import evenly
 from lavit.runs import Progress, write_json
 from lavit.tokens import Picture
 from lavit.workspace import SEARCHED, Workspace
@@ -59,7 +60,7 @@ def nearest_pictures(work: Workspace, split: str, numbers: list[int]) -> list[in
 
     In a large training split some are searched, at even steps (:data:`lavit.workspace.SEARCHED`).
     """
-    searched = work.pictures("captions", "train").some(SEARCHED)
+    searched = evenly(list(range(len(work.pictures("captions", "train")))), SEARCHED)
     known = work.head_features("captions", "train", searched)
     found = nearest(work.head_features("captions", split, numbers), known)
     return [searched[n] for n in found.tolist()]

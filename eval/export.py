@@ -25,6 +25,13 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
     Raises:
         ValueError: a stage is missing, or the folder holds something.
     """
+    metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    if not metrics:
+        if found := sorted(path.parent.name for path in run.glob("eval/*/figures.json")):
+            raise ValueError(
+                f"{run} has figures ({', '.join(found)}) and no metrics.json for the card; run its report first"
+            )
+        print(f"{run} has no metrics.json, which its report writes: the model card says that nothing was measured")
     work = Workspace(experiment, run)
     draws = "decoder" in (experiment.demo.stages or ["decoder"])
     system = LaVIT.from_run(work, renders=draws)
@@ -38,15 +45,7 @@ def export(experiment: Experiment, run: Path, folder: Path) -> None:
     system.tokenizer.encoder.drop_classifier()  # as it is saved
     tensors = {name: {value.data_ptr(): value for value in part.state_dict().values()} for name, part in sizes.items()}
     counts = {name: sum(value.numel() for value in its.values()) for name, its in tensors.items()}
-    parts = [*work.parts(), *(["speech"] if experiment.data.speech else [])]
-    indices = {part: read_json(run / "data" / part / "index.json") for part in parts}
-    metrics = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
-    if not metrics and (found := sorted(path.parent.name for path in run.glob("eval/*/figures.json"))):
-        raise ValueError(
-            f"{run} has figures ({', '.join(found)}) and no metrics.json for the card; run its report first"
-        )
-    if not metrics:
-        print(f"{run} has no metrics.json, which its report writes: the model card says that nothing was measured")
+    indices = {part: read_json(run / "data" / part / "index.json") for part in work.all_parts()}
     card = model_card(experiment, metrics, indices, read_json(run / "environment.json"), counts)
     system.save_pretrained(folder, STORED, card, SHARD)
 

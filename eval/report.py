@@ -314,8 +314,7 @@ def token_plots(work: Workspace, tokenizer: Tokenizer, figures: dict[str, Any]) 
 
 def provenance(work: Workspace) -> dict[str, Any]:
     """Data with their licences, the machine, the versions and the configuration."""
-    parts = [*work.parts(), *(["speech"] if work.experiment.data.speech else [])]
-    indices = {part: read_index(work.run / "data" / part) for part in parts}
+    indices = {part: read_index(work.run / "data" / part) for part in work.all_parts()}
     return {
         "data": indices,
         "licences": {name: about for index in indices.values() for name, about in index["licences"].items()},

@@ -91,6 +91,10 @@ class Workspace:
         """Which sets of pictures the experiment has."""
         return ["captions"] + (["vqa"] if self.experiment.data.vqa else [])
 
+    def all_parts(self) -> list[str]:
+        """Those and, where the experiment has clips, speech."""
+        return self.parts() + (["speech"] if self.experiment.data.speech else [])
+
     def pictures(self, part: str, split: str) -> PictureSet:
         """A split with its features where the experiment caches them."""
         cached, shards = self.experiment.tokenizer.cache_features, self.shards(part, split)

@@ -62,11 +62,6 @@ class PictureSet:
             return numbers
         return [numbers[i * len(numbers) // limit] for i in range(limit)]
 
-    def some(self, limit: int) -> list[int]:
-        """The numbers of at most ``limit`` pictures, at even steps."""
-        count = min(limit, len(self))
-        return [i * len(self) // count for i in range(count)]
-
     def pixels(self, numbers: list[int] | Tensor, size: int) -> Tensor:
         """(B, 3, size, size) float32 in [0, 1]."""
         numbers = [int(n) for n in numbers]
