@@ -27,11 +27,10 @@ from lavit.benchmarks.protocol import BenchmarksConfig
 from lavit.benchmarks.sets import SETS, read_benchmark, write_submission
 from lavit.config import to_yaml
 from lavit.data.documents import QUESTION, Document
-from lavit.data.order import seed_for
+from lavit.data.order import evenly, seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.generation.cache import check_prompts
 from lavit.launch import rank_and_world
-from lavit.pages.pictures import evenly
 from lavit.runs import FolderLock, Progress, environment, is_done, mark_done, read_json, stage_clock, write_json
 from lavit.tokens import Picture
 

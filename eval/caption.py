@@ -13,10 +13,9 @@ from lavit.experiment import Experiment, run_stage
 from lavit.few_shot import writer_of
 from lavit.metrics.captions import caption_scores, category_accuracy, category_of, cider_many, label_of
 from lavit.metrics.retrieval import chance_recall, derangements, nearest, recall_at
-from lavit.pages.pictures import evenly
 from lavit.runs import Progress, write_json
 from lavit.tokens import Picture
-from lavit.workspace import SEARCHED, Workspace
+from lavit.workspace import Workspace
 
 PRIOR_PICTURES = 64
 RANKS = (1, 5, 10)
@@ -58,10 +57,9 @@ def views(work: Workspace, split: str, numbers: list[int]) -> list[Picture]:
 def nearest_pictures(work: Workspace, split: str, numbers: list[int]) -> list[int]:
     """The numbers of the training pictures with the encoder features most similar to those of some pictures.
 
-    In a large training split some are searched, at even steps (:data:`lavit.workspace.SEARCHED`).
+    In a large training split some are searched, at even steps (:meth:`lavit.workspace.Workspace.searched`).
     """
-    searched = evenly(list(range(len(work.pictures("captions", "train")))), SEARCHED)
-    known = work.head_features("captions", "train", searched)
+    searched, known = work.searched()
     found = nearest(work.head_features("captions", split, numbers), known)
     return [searched[n] for n in found.tolist()]
 

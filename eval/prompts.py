@@ -11,10 +11,9 @@ from torch import Tensor
 
 from eval.caption import views
 from eval.reconstruct import similarity, to_bytes
-from lavit.data.order import seed_for
+from lavit.data.order import evenly, seed_for
 from lavit.metrics.captions import category_of
 from lavit.metrics.retrieval import nearer_rate
-from lavit.pages.pictures import evenly
 from lavit.pipeline import LaVIT
 from lavit.workspace import Workspace
 

@@ -17,19 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eval.caption import nearest_pictures
-from eval.reconstruct import to_bytes
+from eval.reconstruct import pooled, similarity, to_bytes
+from lavit.data.order import evenly
 from lavit.data.sentences import sentence_vectors
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import category_of, label_of
 from lavit.metrics.codes import code_usage
 from lavit.metrics.images import mean_psnr
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
-from lavit.pages.pictures import evenly
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import write_array
 from lavit.tokenizers.pyramid import RULES, PyramidQuantizer
-from lavit.tokenizers.pyramid_autoencoder import PyramidTokenizer, scaled
+from lavit.tokenizers.pyramid_autoencoder import PyramidTokenizer
 from lavit.tokenizers.relevance import centred, relevance
 from lavit.workspace import Workspace
 
@@ -92,27 +92,20 @@ def decoded(tokenizer: PyramidTokenizer, codes: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- appearance
 
 
-def pooled(encoder: Encoder, images: Tensor) -> Tensor:
-    """(n, F) pooled features of images (n, 3, S, S) in [0, 1]."""
-    size = encoder.config.image_size
-    return torch.cat([encoder.raw_and_head(scaled(part, size))[1] for part in images.split(AT_ONCE)])
-
-
 def measured(made: Tensor, originals: Tensor, encoder: Encoder, real: Tensor) -> dict[str, float]:
     """Error of pixels, PSNR, cosine of the features and how often the original is found by them (both sets centred)."""
-    features = pooled(encoder, made)
-    similar = F.normalize(features - features.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
+    features = pooled(encoder, made, AT_ONCE)
     return {
         "mse": float((made - originals).square().mean()),
         "psnr": mean_psnr(made, originals),
         "cosine": float(F.cosine_similarity(features, real).mean()),
-        "r5": recall_at(similar, torch.arange(len(made)), min(5, len(made))),
+        "r5": recall_at(similarity(features, real), torch.arange(len(made)), min(5, len(made))),
     }
 
 
 def prefixes(rebuilt: list[Tensor], originals: Tensor, encoder: Encoder) -> dict[str, Any]:
     """Figures of every prefix, ``mse_1`` of the first layer and so on; without a number those of all layers."""
-    real = pooled(encoder, originals)
+    real = pooled(encoder, originals, AT_ONCE)
     found = [measured(made, originals, encoder, real) for made in rebuilt]
     figures = {f"{name}_{n}": value for n, its in enumerate(found, start=1) for name, value in its.items()}
     return figures | found[-1] | {"chance_r5": chance_recall(len(originals), min(5, len(originals)))}
@@ -123,7 +116,7 @@ def baselines(
 ) -> dict[str, float]:
     """The mean training picture, the training picture nearest by features, and other pictures' reconstructions."""
     train, size = work.pictures("captions", "train"), originals.shape[-1]
-    real, split = pooled(encoder, originals), experiment.evaluation.split
+    real, split = pooled(encoder, originals, AT_ONCE), experiment.evaluation.split
     mean = train.pixels(train.distinct(MEAN_OF), size).mean(0, keepdim=True).expand_as(originals)
     copied = measured(train.pixels(nearest_pictures(work, split, numbers), size), originals, encoder, real)
     orders = derangements(len(numbers), 2, experiment.seed)
@@ -184,14 +177,14 @@ def meaning(
     generator = torch.Generator().manual_seed(experiment.seed)
     drawn = [torch.randint(len(vectors), named.shape, generator=generator) for _ in range(DRAWS)]
 
-    def similarity(words: Tensor) -> float:
+    def to_labels(words: Tensor) -> float:
         return float((vectors[words] * labels[:, None]).sum(-1).mean())
 
     target, ten = torch.arange(len(truth)), min(10, len(truth))
     figures = {
-        "similarity": similarity(named),
-        "similarity_random": fmean(similarity(words) for words in drawn),
-        "similarity_shuffled": fmean(similarity(named[order]) for order in orders),
+        "similarity": to_labels(named),
+        "similarity_random": fmean(to_labels(words) for words in drawn),
+        "similarity_shuffled": fmean(to_labels(named[order]) for order in orders),
         "label_r10": recall_at(said @ labels.T, target, ten),
         "label_r10_shuffled": fmean(recall_at(said[order] @ labels.T, target, ten) for order in orders),
         "label_r10_chance": chance_recall(len(truth), ten),

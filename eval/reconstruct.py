@@ -13,15 +13,15 @@ from torch import Tensor
 
 from eval.caption import nearest_pictures
 from eval.figures import BUDGETS, Budget
-from lavit.data.order import seed_for
+from lavit.data.order import evenly, seed_for
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.images import frechet_distance, mean_psnr
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
-from lavit.pages.pictures import evenly
 from lavit.painter import Painter
 from lavit.renderers.sampling import samplers_of
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.decoder import cosine
+from lavit.tokenizers.encoders import Encoder
 from lavit.tokenizers.features import write_array
 from lavit.workspace import Workspace
 
@@ -46,7 +46,7 @@ def main(experiment: Experiment, run: Path) -> None:
     images = painter.render(features, seeds)
     progress.update(1)
     originals = pictures.pixels(numbers, images.shape[-1])
-    real = pooled(painter, originals)
+    real = pooled(painter.tokenizer.encoder, originals, painter.batch)
     shuffles = derangements(len(numbers), cfg.derangements, experiment.seed)
     figures = measure(painter, images, originals, real, shuffles)
     progress.update(2)
@@ -132,7 +132,8 @@ def measure(
     ``real`` (n, C) are those of the originals. Both sets are centred on their own means first, so that the common look
     of rendered pictures does not decide. With ``shuffles`` (d, n) also R@5 of the pictures of others, their mean.
     """
-    made, target, five = pooled(painter, images), torch.arange(len(images)), min(5, len(images))
+    made = pooled(painter.tokenizer.encoder, images, painter.batch)
+    target, five = torch.arange(len(images)), min(5, len(images))
     similar = similarity(made, real)
     figures = {"r1": recall_at(similar, target, 1), "r5": recall_at(similar, target, five)}
     if shuffles is not None:
@@ -145,11 +146,11 @@ def similarity(made: Tensor, real: Tensor) -> Tensor:
     return F.normalize(made - made.mean(0), dim=-1) @ F.normalize(real - real.mean(0), dim=-1).T
 
 
-def pooled(painter: Painter, images: Tensor) -> Tensor:
-    """(B, C) pooled pre-classifier features of images (B, 3, S, S) in [0, 1] of any size."""
-    size = painter.tokenizer.config.encoder.image_size
-    scaled = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    return torch.cat([painter.tokenizer.encoder.raw_and_head(part)[1] for part in scaled.split(painter.batch)])
+def pooled(encoder: Encoder, images: Tensor, batch: int) -> Tensor:
+    """(B, C) pooled pre-classifier features of images (B, 3, H, W) in [0, 1] of any size, ``batch`` at a time."""
+    size = encoder.config.image_size
+    parts = [F.interpolate(part, (size, size), mode="bicubic", antialias=True) for part in images.split(batch)]
+    return torch.cat([encoder.raw_and_head(part.clamp(0, 1))[1] for part in parts])
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

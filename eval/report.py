@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from eval.figures import BUDGETS, CLOCKS, Metrics, budgets, groups_of, metrics_of, read_figures, stage_seconds, table
+from lavit.data.order import evenly
 from lavit.data.shards import read_index
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.captions import category_of
 from lavit.metrics.vqa import vqa_accuracy
 from lavit.pages.html import render
-from lavit.pages.pictures import data_uri, evenly, kept_patches, linear_drafts, lit, to_image
+from lavit.pages.pictures import data_uri, kept_patches, linear_drafts, lit, to_image
 from lavit.pages.plots import code_usage_plot, curves, place_map, token_histogram
 from lavit.runs import read_json, write_atomic, write_json
 from lavit.tokenizers.features import PictureSet

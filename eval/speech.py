@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lavit.data.audio import read_sounds, to_flac
-from lavit.data.order import generator_for, seed_for
+from lavit.data.order import evenly, generator_for, seed_for
 from lavit.data.whisper import whisper_folder
 from lavit.experiment import Experiment, run_stage
 from lavit.metrics.codes import code_usage
 from lavit.metrics.retrieval import chance_recall, derangements, recall_at
 from lavit.metrics.speech import error_rates
-from lavit.pages.pictures import evenly
 from lavit.pipeline import LaVIT
 from lavit.renderers.vocoder import Vocoder
 from lavit.runs import Progress, write_json

@@ -40,7 +40,7 @@ def main(experiment: Experiment, run: Path) -> None:
     ceiling = system.features([codes.codes(n) for n in numbers])
     shuffles = derangements(len(numbers), cfg.derangements, experiment.seed)
     similar = similarity(features.mean(1), real_features)
-    rendered = similarity(pooled(system, images), real_head)
+    rendered = similarity(pooled(system.tokenizer.encoder, images, system.batch), real_head)
     figures = recalls("feature", similar, shuffles) | recalls("rendered", rendered, shuffles)
     figures |= recalls("real_codes", similarity(ceiling.mean(1), real_features), None)
     figures |= {f"chance_r{k}": chance_recall(len(numbers), min(k, len(numbers))) for k in (1, 5, 10)}

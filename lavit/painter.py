@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lavit.arguments import as_count, as_number, batches
+from lavit.experiment import Experiment
 from lavit.tokenizers.codes import pad_codes
 from lavit.vocabulary import UNDERSTANDS
 from lavit.workspace import Workspace
@@ -43,7 +44,7 @@ class Painter:
         Raises:
             ValueError: a run whose pictures are words of a pyramid, or one that only understands pictures.
         """
-        check_paints(work)
+        check_paints(work.experiment)
         return cls(work.tokenizer(), work.renderer(), work.experiment.evaluation.batch)
 
     @property
@@ -95,14 +96,14 @@ class Painter:
         }
 
 
-def check_trains(work: Workspace) -> None:
+def check_trains(experiment: Experiment) -> None:
     """Raise ValueError for a run whose language model is frozen and reads words of a pyramid."""
-    if work.experiment.pyramid is not None:
-        raise ValueError(f"{work.run} trains no language model: its pictures are words, which {IN_CONTEXT} read")
+    if experiment.pyramid is not None:
+        raise ValueError(f"this run trains no language model: its pictures are words, which {IN_CONTEXT} read")
 
 
-def check_paints(work: Workspace) -> None:
+def check_paints(experiment: Experiment) -> None:
     """Raise ValueError for a run that has no visual words to paint from."""
-    check_trains(work)
-    if work.experiment.pretrain.last().model.port == "unmerged":
+    check_trains(experiment)
+    if experiment.pretrain.last().model.port == "unmerged":
         raise ValueError(UNDERSTANDS)

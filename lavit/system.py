@@ -44,7 +44,7 @@ class System(Painter):
         Raises:
             ValueError: a run whose language model is frozen and reads words of a pyramid.
         """
-        check_trains(work)
+        check_trains(work.experiment)
         stage, cfg = work.experiment.pretrain, work.experiment.evaluation
         language = LanguageConfig.of(stage.row, stage.read, stage.last().model)
         plans = GenerationConfig(cfg.text, cfg.answer, cfg.image, cfg.candidates, cfg.transcript, cfg.speech)

@@ -36,6 +36,7 @@ from lavit.arguments import batches
 from lavit.data.documents import DocumentMaker
 from lavit.data.llms import llm_folder
 from lavit.data.mixture import Mixture
+from lavit.data.order import evenly
 from lavit.data.sentences import sentence_vectors
 from lavit.data.shards import Shards
 from lavit.data.text import open_text_tokenizer
@@ -129,6 +130,20 @@ class Workspace:
             write_array(path, self._heads(shards, range(len(shards))).numpy())
         found = torch.from_numpy(np.load(path))
         return found if numbers is None else found[list(numbers)]
+
+    def searched(self) -> tuple[list[int], Tensor]:
+        """The training pictures among which a nearest one is looked for, and their features as :meth:`head_features`.
+
+        They are all, or of a large split some at even steps, whose features are kept too.
+        """
+        shards = self.shards("captions", "train")
+        numbers, path = evenly(range(len(shards)), SEARCHED), self.features_path("captions", "train", shards)
+        if len(numbers) == len(shards) or head_path(path).is_file():
+            return numbers, self.head_features("captions", "train", numbers)
+        path = head_path(path.with_stem(f"{path.stem}-{len(numbers)}"))
+        if not path.is_file():
+            write_array(path, self._heads(shards, numbers).numpy())
+        return numbers, torch.from_numpy(np.load(path))
 
     @torch.no_grad()
     def _heads(self, shards: Shards, numbers: Sequence[int]) -> Tensor:

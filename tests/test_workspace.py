@@ -157,8 +157,19 @@ def test_of_a_large_split_the_few_that_are_asked_for_are_encoded(work, monkeypat
     monkeypatch.setattr("lavit.workspace.SEARCHED", 1)
     torch.testing.assert_close(work.head_features("captions", "validation", [2, 0]), whole[[2, 0]])
     assert not kept.exists()
-    monkeypatch.setattr("eval.caption.SEARCHED", 2)
-    assert set(nearest_pictures(work, "test", [0, 1])) <= {0, len(work.shards("captions", "train")) // 2}
+
+
+def test_a_nearest_picture_is_looked_for_among_some_of_many(work, monkeypatch):
+    whole, half = work.head_features("captions", "train"), len(work.shards("captions", "train")) // 2
+    everything, known = work.searched()
+    assert everything == list(range(len(whole))) and torch.equal(known, whole)
+    next((work.run / "features").glob("captions-train-*-head.npy")).unlink()
+    monkeypatch.setattr("lavit.workspace.SEARCHED", 2)
+    some, known = work.searched()
+    assert some == [0, half] and set(nearest_pictures(work, "test", [0, 1])) <= {0, half}
+    torch.testing.assert_close(known, whole[[0, half]])
+    monkeypatch.setattr(work, "_heads", lambda *_: pytest.fail("they are kept"))
+    assert torch.equal(work.searched()[1], known)
 
 
 def test_trained_parts_are_opened_as_they_were_saved(work):

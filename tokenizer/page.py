@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lavit.data.order import evenly
 from lavit.pages.html import render
-from lavit.pages.pictures import data_uri, evenly, lit, to_image
+from lavit.pages.pictures import data_uri, lit, to_image
 from lavit.pages.plots import code_usage_plot, length_plot, place_map, token_histogram
 from lavit.tokenizers.features import PictureSet
 from lavit.tokenizers.tokenizer import Tokenizer

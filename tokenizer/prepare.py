@@ -9,6 +9,7 @@ from pathlib import Path
 from lavit.data.assets import fetch
 from lavit.data.llms import llm_folder
 from lavit.data.prepare import DataConfig, left_out_words, prepare
+from lavit.data.shards import Shards
 from lavit.data.sources import fetch_source
 from lavit.data.texts import write_texts
 from lavit.data.whisper import whisper_folder
@@ -76,17 +77,21 @@ def write_shards(data: DataConfig, folder: Path) -> dict[str, dict]:
 def require_splits(indices: dict[str, dict], folder: Path) -> None:
     """Check that there is something to train on and to choose by, and two to test on; else shards are removed.
 
-    Evaluations shuffle what is said of one picture to another.
+    Evaluations shuffle what is said of one picture to another, so that pictures to be captioned need two captions.
 
     Raises:
         ValueError: naming the part, its counts and what can be done.
     """
+    remedy = "add some of other things, raise data.split, or give a source its split"
     for name, index in indices.items():
         if any(count < (2 if split == "test" else 1) for split, count in index["counts"].items()):
             shutil.rmtree(folder / name)
+            raise ValueError(f"data: {name} has {index['counts']} examples; each split needs some, test two: {remedy}")
+        if name == "captions" and not (found := Shards(folder / name, "test")).differ():
+            caption = found.describe(0)[0]
+            shutil.rmtree(folder / name)
             raise ValueError(
-                f"data: {name} has {index['counts']} examples; each split needs some, test two: add "
-                "some of other things, raise data.split, or give a source its split"
+                f"data: all pictures to test on are captioned {caption!r}; two captions are needed: {remedy}"
             )
 
 

@@ -1,15 +1,27 @@
-"""Which items a step takes, on any number of ranks: a function of the seed and the step alone, so nothing is saved."""
+"""Which items a step takes, on any number of ranks: a function of the seed and the step alone, so nothing is saved.
+
+And which few stand for many.
+"""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 LISTED = 2**24  # items of which a permutation is kept as a list, 128 MiB of it; every worker has its own
 ROUNDS = 8
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """``count`` of the items at even steps from the first one, or all: a rule that cannot prefer the good ones."""
+    if len(items) <= count:
+        return list(items)
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 class Place(NamedTuple):

@@ -117,6 +117,11 @@ class Shards:
         caption, meta = self._read(index, CAPTION), self._read(index, META)
         return (caption or b"").decode("utf-8"), json.loads(meta) if meta is not None else {}
 
+    def differ(self) -> bool:
+        """Whether there are two captions."""
+        first = self.describe(0)[0]
+        return any(self.describe(index)[0] != first for index in range(1, len(self)))
+
     def by_tar(self) -> list[tuple[Path, range]]:
         """Each tar with the indices of its samples."""
         return [(path, range(self._first[i], self._first[i + 1])) for i, path in enumerate(self.paths)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,17 +14,9 @@ from torch import Tensor
 from lavit.renderers.diffusion import DiffusionRenderer
 from lavit.tokenizers.tokenizer import Tokenizer
 
-T = TypeVar("T")
 SHADE = (38, 46, 66)  # what dropped patches fade into: dark, because most pictures stand on white
 FRAME = (255, 122, 26)
 BLANK = 2 / 255  # standard deviation of pixels below which nothing is drawn in a patch
-
-
-def evenly(items: list[T], count: int) -> list[T]:
-    """``count`` of the items at even steps from the first one, or all: a rule that cannot prefer the good ones."""
-    if len(items) <= count:
-        return list(items)
-    return [items[i * len(items) // count] for i in range(count)]
 
 
 def data_uri(image: Image.Image | np.ndarray, lossless: bool = False) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lavit.data.images import open_image
+from lavit.data.order import evenly
 from lavit.data.shards import Shards
 from lavit.data.split import unit_hash
 from lavit.runs import Progress, written_whole
@@ -58,9 +59,7 @@ class PictureSet:
         for number, caption in enumerate(self.captions):
             same.setdefault(caption, []).append(number)
         numbers = sorted(rows[int(unit_hash(caption) * len(rows))] for caption, rows in same.items())
-        if limit is None or len(numbers) <= limit:
-            return numbers
-        return [numbers[i * len(numbers) // limit] for i in range(limit)]
+        return numbers if limit is None else evenly(numbers, limit)
 
     def pixels(self, numbers: list[int] | Tensor, size: int) -> Tensor:
         """(B, 3, size, size) float32 in [0, 1]."""

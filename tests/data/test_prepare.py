@@ -17,6 +17,8 @@ from lavit.data.sources import Source, cap, fetch_source, read_source, source_as
 from lavit.data.split import SplitConfig, assign_split
 from lavit.data.stamps import StampSource
 from lavit.data.vqa import EasyVqaSource, VqaV2Files, VqaV2Source
+from lavit.data.writing import SplitWriter
+from tokenizer.prepare import require_splits
 
 COLOURS = [(40 * i % 256, 90 * i % 256, 17 * i % 256) for i in range(12)]
 
@@ -148,6 +150,30 @@ def test_nothing_left_is_an_error_and_leaves_nothing(folder, tmp_path):
     with pytest.raises(SourceError, match=r"source 'folder': all 12 examples were left out; the first: 00.png.* empty"):
         prepare(config_of(folder), tmp_path / "run")
     assert not (tmp_path / "run" / "captions").exists() and not (tmp_path / "run" / "captions.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        (["ball"], r"captions has \{.*'test': 1.*\} examples; each split needs some, test two"),
+        (["ball", "ball", "ball"], "all pictures to test on are captioned 'ball'; two captions are needed: add some"),
+        (["ball", "ball", "cone"], None),
+    ],
+)
+def test_evaluations_need_two_captions(tmp_path, test, message):
+    with SplitWriter(tmp_path / "captions", 2) as writer:
+        for number, caption in enumerate(["cup", "cup", *test]):
+            split = ("train", "validation", *["test"] * len(test))[number]
+            writer.write(split, str(number), b"image", caption, {})
+        writer.finish({"config": {}, "counts": {"train": 1, "validation": 1, "test": len(test)}})
+    indices = {"captions": read_index(tmp_path / "captions")}
+    if message is None:
+        require_splits(indices, tmp_path)
+        assert len(Shards(tmp_path / "captions", "test")) == 3
+        return
+    with pytest.raises(ValueError, match=message):
+        require_splits(indices, tmp_path)
+    assert not (tmp_path / "captions").exists()  # the next attempt writes them anew
 
 
 def test_an_official_split_wins(folder, tmp_path):

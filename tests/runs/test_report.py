@@ -15,9 +15,10 @@ from PIL import Image
 
 from eval import report
 from eval.figures import BUDGETS, LAVIT, REQUIRED, budgets, groups_of, read_figures, stage_seconds, table
+from lavit.data.order import evenly
 from lavit.experiment import load_experiment, run_stage
 from lavit.pages.html import number
-from lavit.pages.pictures import blank_patches, evenly, kept_patches, lit
+from lavit.pages.pictures import blank_patches, kept_patches, lit
 from lavit.pages.plots import running_mean
 from lavit.runs import read_json, write_json
 from lavit.tokenizers.features import write_array
