@@ -164,9 +164,16 @@ def test_row_of_results():
     assert row_of(figure, results) == "| CIDEr | `caption.cider` | **0.261** | shuffled 0.020 |"
 
 
+def planned(*make: str) -> subprocess.CompletedProcess:
+    """What make would do, whatever the make around it was told."""
+    outer = ("ARGS", "CONFIG", "SET", "DATA", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    return subprocess.run(["make", "-n", *make], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
 def loaded(*make: str) -> Experiment:
     """The experiment that a make target's benchmark gets, through make, the shell and the launcher's arguments."""
-    told = subprocess.run(["make", "-n", *make], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = planned(*make).stdout
     (line,) = (line for line in told.splitlines() if "eval.benchmark" in line or "eval.fid" in line)
     config, *overrides = shlex.split(line)[shlex.split(line).index("--") + 1 :]
     return load_experiment(ROOT / config, overrides)
@@ -178,9 +185,9 @@ def test_a_standard_set_s_arguments_arrive():
     assert loaded("eval-vqa", "SET=gqa", "DATA=/data/it's").benchmarks.data == {"gqa": "/data/it's"}
     fid = loaded("eval-fid", "ARGS=evaluation.fid.weights=a.pth evaluation.fid.reference=b").evaluation.fid
     assert (fid.weights, fid.reference) == ("a.pth", "b")
-    said = subprocess.run(["make", "-n", "eval-vqa", "SET=gqa"], cwd=ROOT, capture_output=True, text=True)
+    said = planned("eval-vqa", "SET=gqa")
     assert said.returncode and "give DATA, the folder that gqa was unpacked into" in said.stderr
-    said = subprocess.run(["make", "-n", "eval-vqa", "DATA=/data"], cwd=ROOT, capture_output=True, text=True)
+    said = planned("eval-vqa", "DATA=/data")
     assert said.returncode and "give SET, the name of the standard set in /data" in said.stderr
     with pytest.raises(ValueError, match="gqa has no folder in benchmarks.data"):
         load_experiment(ROOT / "configs/lavit/demo.yaml", ["benchmarks.sets=[gqa]"])
@@ -195,7 +202,7 @@ def test_arguments_that_are_told_are_settings():
 
 
 def test_compare_takes_the_four_systems():
-    told = subprocess.run(["make", "-n", "compare"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = planned("compare").stdout
     (line,) = (line for line in told.splitlines() if "eval.compare" in line)
     assert line.split("eval.compare ")[1].split() == [
         f"configs/{system}/demo.yaml" for system in ("lavit", "teal", "visual_words", "spae")
