@@ -104,6 +104,8 @@ def check_trains(experiment: Experiment) -> None:
 
 def check_paints(experiment: Experiment) -> None:
     """Raise ValueError for a run that has no visual words to paint from."""
-    check_trains(experiment)
+    if experiment.pyramid is not None:
+        others = f"`make eval-pyramid`, {IN_CONTEXT}"
+        raise ValueError(f"pictures of this run are words of a pyramid, not visual words to paint from: use {others}")
     if experiment.pretrain.last().model.port == "unmerged":
         raise ValueError(UNDERSTANDS)

@@ -166,15 +166,15 @@ def test_row_of_results():
 
 def planned(*make: str) -> subprocess.CompletedProcess:
     """What make would do, whatever the make around it was told."""
-    outer = ("ARGS", "CONFIG", "SET", "DATA", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL")
-    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment = {"PATH": os.environ["PATH"]}
     return subprocess.run(["make", "-n", *make], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def loaded(*make: str) -> Experiment:
     """The experiment that a make target's benchmark gets, through make, the shell and the launcher's arguments."""
-    told = planned(*make).stdout
-    (line,) = (line for line in told.splitlines() if "eval.benchmark" in line or "eval.fid" in line)
+    plan = planned(*make)
+    assert not plan.returncode, plan.stderr
+    (line,) = (line for line in plan.stdout.splitlines() if "eval.benchmark" in line or "eval.fid" in line)
     config, *overrides = shlex.split(line)[shlex.split(line).index("--") + 1 :]
     return load_experiment(ROOT / config, overrides)
 
@@ -202,8 +202,9 @@ def test_arguments_that_are_told_are_settings():
 
 
 def test_compare_takes_the_four_systems():
-    told = planned("compare").stdout
-    (line,) = (line for line in told.splitlines() if "eval.compare" in line)
+    plan = planned("compare")
+    assert not plan.returncode, plan.stderr
+    (line,) = (line for line in plan.stdout.splitlines() if "eval.compare" in line)
     assert line.split("eval.compare ")[1].split() == [
         f"configs/{system}/demo.yaml" for system in ("lavit", "teal", "visual_words", "spae")
     ]

@@ -46,7 +46,7 @@ def make_data(work: Workspace, folder: Path) -> None:
             whisper_folder()
     with stage_clock(folder):
         indices = write_shards(experiment.data, folder)
-        require_splits(indices, folder)
+        require_splits(indices, folder, experiment.evaluation.split)
         work.cache_features()
     counts = {name: index["counts"] for name, index in indices.items()}
     mark_done(folder, {"counts": counts, "note": left_out_words(indices, folder)})
@@ -74,25 +74,30 @@ def write_shards(data: DataConfig, folder: Path) -> dict[str, dict]:
     return prepare(data, folder, show)
 
 
-def require_splits(indices: dict[str, dict], folder: Path) -> None:
-    """Check that there is something to train on and to choose by, and two to test on; else shards are removed.
+def require_splits(indices: dict[str, dict], folder: Path, evaluated: str = "test") -> None:
+    """Check that there is something to train on and to choose by, and two to evaluate on; else shards are removed.
 
     Evaluations shuffle what is said of one picture to another, so that pictures to be captioned need two captions.
 
     Raises:
         ValueError: naming the part, its counts and what can be done.
     """
-    remedy = "add some of other things, raise data.split, or give a source its split"
-    for name, index in indices.items():
-        if any(count < (2 if split == "test" else 1) for split, count in index["counts"].items()):
-            shutil.rmtree(folder / name)
-            raise ValueError(f"data: {name} has {index['counts']} examples; each split needs some, test two: {remedy}")
-        if name == "captions" and not (found := Shards(folder / name, "test")).differ():
-            caption = found.describe(0)[0]
-            shutil.rmtree(folder / name)
-            raise ValueError(
-                f"data: all pictures to test on are captioned {caption!r}; two captions are needed: {remedy}"
-            )
+    for place, (name, index) in enumerate(indices.items()):
+        if lacking := lack(name, index["counts"], folder / name, sorted({"test", evaluated})):
+            for part in list(indices)[place:]:  # which pictures a later part has depends on the earlier ones
+                shutil.rmtree(folder / part)
+            remedy = "add some of other things, raise data.split, or give a source its split"
+            raise ValueError(f"data: {lacking}: {remedy}")
+
+
+def lack(name: str, counts: dict[str, int], folder: Path, evaluated: list[str]) -> str | None:
+    """What is missing in a part's shards, where anything is."""
+    if any(count < (2 if split in evaluated else 1) for split, count in counts.items()):
+        return f"{name} has {counts} examples; each split needs some, {' and '.join(evaluated)} two"
+    for split in evaluated if name == "captions" else ():
+        if not (found := Shards(folder, split)).differ():
+            return f"all pictures of {split} are captioned {found.describe(0)[0]!r}; two captions are needed"
+    return None
 
 
 if __name__ == "__main__":

@@ -118,9 +118,8 @@ class Shards:
         return (caption or b"").decode("utf-8"), json.loads(meta) if meta is not None else {}
 
     def differ(self) -> bool:
-        """Whether there are two captions."""
-        first = self.describe(0)[0]
-        return any(self.describe(index)[0] != first for index in range(1, len(self)))
+        """Whether any two captions differ."""
+        return any(self._read(index, CAPTION) != self._read(0, CAPTION) for index in range(1, len(self)))
 
     def by_tar(self) -> list[tuple[Path, range]]:
         """Each tar with the indices of its samples."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lavit.data.order import Place, generator_for, generators_at, items_at, seed_for, shuffled
+from lavit.data.order import Place, evenly, generator_for, generators_at, items_at, seed_for, shuffled
 
 BATCH, ITEMS = 4, 10
 
@@ -91,3 +91,8 @@ def test_seeds_of_numbers_are_those_of_generators():
     seeds = [seed_for(*some) for some in numbers]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert [generator_for(*some).initial_seed() for some in numbers] == seeds
+
+
+def test_evenly_takes_even_steps():
+    assert evenly(list(range(10)), 4) == evenly(range(10), 4) == [0, 2, 5, 7]
+    assert evenly([1, 2], 4) == [1, 2] and evenly([], 4) == evenly([1], 0) == []

@@ -156,7 +156,7 @@ def test_nothing_left_is_an_error_and_leaves_nothing(folder, tmp_path):
     ("test", "message"),
     [
         (["ball"], r"captions has \{.*'test': 1.*\} examples; each split needs some, test two"),
-        (["ball", "ball", "ball"], "all pictures to test on are captioned 'ball'; two captions are needed: add some"),
+        (["ball", "ball", "ball"], "all pictures of test are captioned 'ball'; two captions are needed: add some"),
         (["ball", "ball", "cone"], None),
     ],
 )
@@ -166,14 +166,19 @@ def test_evaluations_need_two_captions(tmp_path, test, message):
             split = ("train", "validation", *["test"] * len(test))[number]
             writer.write(split, str(number), b"image", caption, {})
         writer.finish({"config": {}, "counts": {"train": 1, "validation": 1, "test": len(test)}})
-    indices = {"captions": read_index(tmp_path / "captions")}
+    (tmp_path / "vqa").mkdir()
+    enough = {"counts": {"train": 1, "validation": 1, "test": 2}}
+    indices = {"captions": read_index(tmp_path / "captions"), "vqa": enough}
     if message is None:
         require_splits(indices, tmp_path)
         assert len(Shards(tmp_path / "captions", "test")) == 3
+        with pytest.raises(ValueError, match="each split needs some, test and validation two"):
+            require_splits(indices, tmp_path, "validation")
         return
     with pytest.raises(ValueError, match=message):
         require_splits(indices, tmp_path)
-    assert not (tmp_path / "captions").exists()  # the next attempt writes them anew
+    # The next attempt writes them anew, and what would have been left out of the questions because of them.
+    assert not (tmp_path / "captions").exists() and not (tmp_path / "vqa").exists()
 
 
 def test_an_official_split_wins(folder, tmp_path):

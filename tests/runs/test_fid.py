@@ -127,7 +127,7 @@ def test_a_place_where_nothing_is_is_no_reason_but_a_mistake(tmp_path, capsys, s
 def test_a_system_that_does_not_draw_says_so(place, stand_in, capsys):
     settings = [f"evaluation.fid.{name}={place / name}" for name in ("weights.pth", "reference")]
     settings = [settings[0].replace(".pth=", "="), settings[1], f"run={place / 'run'}"]
-    for system, said in (("visual_words", "cannot draw"), ("spae", "trains no language model")):
+    for system, said in (("visual_words", "cannot draw"), ("spae", "not visual words")):
         with pytest.raises(SystemExit):
             run_stage(fid.main, None, [f"configs/{system}/toy.yaml", *settings, f"run={place / system}"])
         assert said in capsys.readouterr().err

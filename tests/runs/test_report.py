@@ -15,7 +15,6 @@ from PIL import Image
 
 from eval import report
 from eval.figures import BUDGETS, LAVIT, REQUIRED, budgets, groups_of, read_figures, stage_seconds, table
-from lavit.data.order import evenly
 from lavit.experiment import load_experiment, run_stage
 from lavit.pages.html import number
 from lavit.pages.pictures import blank_patches, kept_patches, lit
@@ -303,11 +302,6 @@ def test_table_tells_which_baselines_do_better(made):
 @pytest.mark.parametrize(("value", "text"), [(0.12345, "0.123"), (470.25, "470.2"), (2000, "2,000"), (30.51, "30.5")])
 def test_numbers(value, text):
     assert number(value) == text
-
-
-def test_evenly_takes_even_steps():
-    assert evenly(list(range(10)), 4) == [0, 2, 5, 7]
-    assert evenly([1, 2], 4) == [1, 2]
 
 
 def test_kept_patches_are_those_of_the_tokens(made):
