@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 from pathlib import Path
 
@@ -68,7 +69,11 @@ def pretrain(work: Workspace, model: UnifiedLM, rank: int) -> None:
         last = folder / list(parts)[-1] / "model.safetensors"
         if last.parent != folder:
             with written_whole(folder / "model.safetensors") as draft:
-                shutil.copyfile(last, draft)
+                draft.unlink()
+                try:  # no more room for the same weights: gigabytes, of which nobody writes into the file that is there
+                    os.link(last, draft)
+                except OSError:  # a file system without links
+                    shutil.copyfile(last, draft)
         steps = sum(stage.train.steps for stage in parts.values())
         mark_done(folder, {"steps": steps, "vocabulary": model.vocabulary.size})
 

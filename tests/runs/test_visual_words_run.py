@@ -55,6 +55,22 @@ def test_a_phase_moves_what_it_names_and_nothing_else(run, before, after, moved)
 def test_the_last_phase_is_what_is_used(run):
     last, used = weights(run, "joint"), load_file(run / "pretrain" / "model.safetensors")
     assert all(torch.equal(last[name], value) for name, value in used.items())
+    assert (run / "pretrain" / "model.safetensors").samefile(run / "pretrain" / "joint" / "model.safetensors")
+
+
+def test_the_last_phase_is_what_is_used_where_files_cannot_be_linked(run, tmp_path, monkeypatch):
+    whole = shutil.copytree(run, tmp_path / "again") / "pretrain"
+    for name in ("done.json", "model.safetensors"):
+        (whole / name).unlink()
+
+    def unable(*_):
+        raise PermissionError("links are not supported")
+
+    monkeypatch.setattr("pretrain.train.os.link", unable)
+    with alone():
+        run_stage(pretrain, None, [str(CONFIG), f"run={whole.parent}"])
+    made, last = whole / "model.safetensors", whole / "joint" / "model.safetensors"
+    assert made.read_bytes() == last.read_bytes() and not made.samefile(last)
 
 
 def test_a_run_that_is_cut_in_a_later_phase_ends_as_one_that_was_not(run, tmp_path):
