@@ -21,7 +21,7 @@ from lavit.painter import Painter
 from lavit.renderers.sampling import samplers_of
 from lavit.runs import Progress, write_json
 from lavit.tokenizers.decoder import cosine
-from lavit.tokenizers.encoders import Encoder
+from lavit.tokenizers.encoders import Encoder, scaled
 from lavit.tokenizers.features import write_array
 from lavit.workspace import Workspace
 
@@ -149,8 +149,7 @@ def similarity(made: Tensor, real: Tensor) -> Tensor:
 def pooled(encoder: Encoder, images: Tensor, batch: int) -> Tensor:
     """(B, C) pooled pre-classifier features of images (B, 3, H, W) in [0, 1] of any size, ``batch`` at a time."""
     size = encoder.config.image_size
-    parts = [F.interpolate(part, (size, size), mode="bicubic", antialias=True) for part in images.split(batch)]
-    return torch.cat([encoder.raw_and_head(part.clamp(0, 1))[1] for part in parts])
+    return torch.cat([encoder.raw_and_head(scaled(part, size))[1] for part in images.split(batch)])
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

@@ -263,6 +263,13 @@ def start_weights(backbone: nn.Module, weights: WeightsConfig) -> None:
     fill(backbone, state, path)
 
 
+def scaled(images: Tensor, size: int) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] to (B, 3, size, size), as they are where they have that size."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
 def to_pixels(image: Image.Image, size: int, fit: str = "pad") -> Tensor:
     """An RGB image as (3, size, size) float32 in [0, 1], bicubic; padded with white to a square, or stretched to it."""
     if fit == "pad" and image.width != image.height:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from torch import Tensor, nn
 
+from lavit.tokenizers.encoders import scaled
 from lavit.tokenizers.pyramid import RULES, Named, PyramidLayers, PyramidQuantizer
 from lavit.tokens import Tokens
 
@@ -154,10 +155,3 @@ class PyramidTokenizer(nn.Module):
             ValueError: see :meth:`PyramidQuantizer.latents`.
         """
         return (self.pixels(self.quantizer.latents(codes)).float().clamp(-1, 1) + 1) / 2
-
-
-def scaled(images: Tensor, size: int) -> Tensor:
-    """Images (B, 3, H, H) in [0, 1] to (B, 3, size, size), as they are where they have that size."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)

@@ -151,9 +151,8 @@ def test_figures_report_and_going_on_where_it_was_cut(data, copied, words, monke
     assert evaluate(data, copied) == figures
     assert 0 < sum(asked) < len(figures["cells"]) * 5, "what was kept was made again, or nothing was"
 
-    monkeypatch.setattr(
-        "lavit.experiment.checks.check_stages", lambda experiment: None
-    )  # a pyramid is not trained here
+    # No pyramid is trained here.
+    monkeypatch.setattr("lavit.experiment.checks.check_stages", lambda experiment: None)
     stages = "demo.stages=[data,eval/in_context,report]"
     run_stage(report.main, "report", [str(data / "tiny.yaml"), f"run={copied}", stages])
     page, metrics = (copied / "report.html").read_text(), json.loads((copied / "metrics.json").read_text())
